@@ -1,0 +1,209 @@
+"""The headless backend: pipelines of diffusers behind the Denoiser protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, EulerDiscreteScheduler
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from torch import Tensor
+
+from .denoiser import Conditioning, Schedule
+from .errors import ConfigError, ESDError, FileError
+from .formats.keys import diffusers_to_canonical
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+POCKET = "pocket"
+
+
+class DiffusersDenoiser:
+    """A Stable Diffusion 1.x, 2.x or XL pipeline, of eps- or v-prediction."""
+
+    def __init__(self, pipeline: DiffusionPipeline) -> None:
+        self.pipeline = pipeline
+        self.unet = pipeline.unet.requires_grad_(False)
+        self.architecture = _architecture(pipeline)
+        self.device = self.unet.device
+        self.compute_dtype: torch.dtype = self.unet.dtype
+        self.prediction_type: str = pipeline.scheduler.config.prediction_type
+        if self.prediction_type not in ("epsilon", "v_prediction"):
+            raise ESDError(
+                f"the model predicts {self.prediction_type}: only epsilon and v_prediction are known"
+            )
+        modules = dict(self.unet.named_modules())
+        self._slots: dict[str, tuple[torch.nn.Module, str]] = {}
+        for name, canonical in diffusers_to_canonical(self.unet.config).items():
+            path, _, leaf = name.rpartition(".")
+            self._slots[canonical] = (modules[path], leaf)
+        scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+        alphas = scheduler.alphas_cumprod.double().numpy()
+        self._train_sigmas = ((1 - alphas) / alphas) ** 0.5
+
+    # -- the protocol
+
+    def parameters(self) -> Mapping[str, Tensor]:
+        return {name: module._parameters[leaf] for name, (module, leaf) in self._slots.items()}  # type: ignore[misc]
+
+    @contextmanager
+    def swapped(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        slots = [(*self._slots[name], tensor) for name, tensor in tensors.items()]
+        before = [module._parameters[leaf] for module, leaf, _ in slots]
+        try:
+            for module, leaf, tensor in slots:
+                module._parameters[leaf] = tensor  # type: ignore[assignment]  # no leaf needed
+            yield
+        finally:
+            for (module, leaf, tensor), original in zip(slots, before, strict=True):
+                if module._parameters[leaf] is tensor:  # put back only what is still ours
+                    module._parameters[leaf] = original
+
+    @contextmanager
+    def checkpointed(self, enabled: bool) -> Iterator[None]:
+        before = self.unet.is_gradient_checkpointing
+        switch = {True: self.unet.enable_gradient_checkpointing, False: self.unet.disable_gradient_checkpointing}
+        switch[enabled]()
+        try:
+            yield
+        finally:
+            switch[before]()
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        factor = self.pipeline.vae_scale_factor
+        if width % factor or height % factor:
+            raise ConfigError(f"width and height must be multiples of {factor}, not {width}x{height}")
+        return self.unet.config.in_channels, height // factor, width // factor
+
+    def schedule(self, steps: int) -> Schedule:
+        scheduler = EulerDiscreteScheduler.from_config(self.pipeline.scheduler.config)
+        scheduler.set_timesteps(steps)
+        return Schedule(scheduler.sigmas.float(), float(scheduler.init_noise_sigma))
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], width: int, height: int) -> Conditioning:
+        context, pooled, time_ids = None, None, None
+        if self.architecture == "sdxl":
+            context, _, pooled, _ = self.pipeline.encode_prompt(
+                list(prompts), do_classifier_free_guidance=False
+            )
+            sizes = [height, width, 0, 0, height, width]
+            time_ids = torch.tensor([sizes] * len(prompts), device=self.device, dtype=torch.float32)
+        else:
+            context, _ = self.pipeline.encode_prompt(
+                list(prompts), self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
+        return Conditioning(context, pooled, time_ids)
+
+    def predict_noise(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        level = sigma.view(-1, 1, 1, 1)
+        scale = (level**2 + 1).sqrt()
+        added: dict[str, Any] = {}
+        if conditioning.pooled is not None:
+            added = {"text_embeds": conditioning.pooled, "time_ids": conditioning.time_ids}
+        raw = self.unet(
+            (x / scale).to(self.compute_dtype),
+            self._timesteps(sigma),
+            conditioning.context,
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0].float()
+        if self.prediction_type == "epsilon":
+            return raw
+        # v = (eps - sigma x0) / scale with x = x0 + sigma eps (Salimans and Ho 2022, in sigma space).
+        return (raw * scale + x * level) / scale**2
+
+    def _timesteps(self, sigma: Tensor) -> Tensor:
+        """Undoes the interpolation by which the Euler scheduler turns timesteps into sigmas."""
+        levels = sigma.detach().cpu().double().numpy()
+        steps = np.interp(levels, self._train_sigmas, np.arange(len(self._train_sigmas)))
+        return torch.from_numpy(steps).to(sigma.device, torch.float32)
+
+    # -- pictures
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures, float32 [B, 3, H, W] in 0..1 on the CPU, of latents in sigma space at 0."""
+        vae = self.pipeline.vae
+        scaled = (latents / vae.config.scaling_factor).to(vae.dtype)
+        return (vae.decode(scaled).sample.float() / 2 + 0.5).clamp(0, 1).cpu()
+
+
+def _architecture(pipeline: DiffusionPipeline) -> str:
+    if isinstance(pipeline, StableDiffusionXLPipeline):
+        return "sdxl"
+    if isinstance(pipeline, StableDiffusionPipeline):
+        return "sd1" if pipeline.unet.config.cross_attention_dim == 768 else "sd2"
+    raise ESDError(
+        f"the model is a {type(pipeline).__name__}: only Stable Diffusion 1.x, 2.x and XL can be erased from"
+    )
+
+
+def automatic_precision(device: torch.device) -> torch.dtype:
+    """fp32 on the CPU; on an accelerator bf16 where it has it, else fp16."""
+    if device.type == "cpu":
+        return torch.float32
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        return torch.float16
+    return torch.bfloat16
+
+
+def load_denoiser(model: str, precision: str = "auto", device: str | None = None) -> DiffusersDenoiser:
+    """Loads a model by name, folder, single file or hub id.
+
+    Args:
+        model: "pocket", the folder of a diffusers pipeline, a .safetensors checkpoint, or a hub id.
+        precision: what the frozen weights are held and computed in: auto, fp32, bf16 or fp16.
+        device: of torch; by default the first accelerator, else the CPU.
+
+    Raises:
+        FileError: nothing can be loaded from there.
+    """
+    place = torch.device(device or _first_device())
+    dtype = PRECISIONS.get(precision) or automatic_precision(place)
+    pipeline = _load_pipeline(model, dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    return DiffusersDenoiser(pipeline.to(place))
+
+
+def _first_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _load_pipeline(model: str, dtype: torch.dtype) -> DiffusionPipeline:
+    quiet = {"torch_dtype": dtype, "use_safetensors": True}
+    if model == POCKET:
+        return StableDiffusionXLPipeline.from_pretrained(_pocket_folder(), add_watermarker=False, **quiet)
+    path = Path(model)
+    try:
+        if path.is_file():
+            return _load_single_file(path, dtype)
+        if path.is_dir() and not (path / "model_index.json").is_file():
+            raise FileError(f"{model} is a folder without model_index.json: give a diffusers pipeline folder")
+        return DiffusionPipeline.from_pretrained(model, **quiet)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FileError(
+            f"no model can be loaded from {model}: give pocket, a diffusers folder, a .safetensors "
+            f"checkpoint or a hub id ({reason})"
+        ) from error
+
+
+def _load_single_file(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
+    if path.suffix != ".safetensors":
+        raise FileError(f"{path} is no .safetensors file: other checkpoints can hide code and are not read")
+    from .formats.header import read_header
+
+    names = read_header(path).tensors
+    is_xl = any(name.startswith("conditioner.embedders.") for name in names)
+    kind = StableDiffusionXLPipeline if is_xl else StableDiffusionPipeline
+    return kind.from_single_file(str(path), torch_dtype=dtype)
+
+
+def _pocket_folder() -> Path:
+    return Path(__file__).parent / "pocket" / "weights"

@@ -1,0 +1,87 @@
+"""From a config to an erasure, in one call that every host makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .bank import Bank
+from .config import ErasureConfig
+from .denoiser import Denoiser
+from .erasure import Erasure, make_erasure
+from .probes import Probes
+from .selection import select
+from .state import read_state, refuse_other_run
+from .student import FullStudent, LowRankStudent, Student
+from .trainer import Commands, Events, Outcome, Trainer
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves: the erasure, how it ended, and what it cost."""
+
+    erasure: Erasure
+    outcome: Outcome
+    report: dict[str, Any]
+
+
+def erase(
+    denoiser: Denoiser,
+    config: ErasureConfig,
+    events: Events,
+    commands: Commands,
+    state_file: Path | None = None,
+    resume: bool = False,
+) -> Result:
+    """Trains a student of `denoiser` as `config` says; the model itself stays as it was.
+
+    Args:
+        state_file: where the training state goes, every `save_every` steps and on a stop.
+        resume: go on from what that file holds.
+
+    Raises:
+        ESDError: an input does not fit, the state is missing or of another run, or the loss is
+            not finite.
+    """
+    bank = Bank(denoiser, config)
+    student = make_student(denoiser, config)
+    state = None
+    if resume and state_file:
+        state = read_state(state_file)
+        refuse_other_run(state_file, state.values["config"], config.to_mapping())
+    probes = Probes(denoiser, bank, config.preserved)
+    trainer = Trainer(denoiser, bank, student, probes, state_file)
+    if state:
+        trainer.restore(state)
+    outcome = trainer.run(events, commands)
+    erasure = make_erasure(student, denoiser, config, outcome.step, outcome.probes)
+    return Result(erasure, outcome, _report(trainer, outcome))
+
+
+def make_student(denoiser: Denoiser, config: ErasureConfig) -> Student:
+    """The student that `method` and `rank` ask for, equal to the teacher."""
+    base = denoiser.parameters()
+    names = select(config.method, base, denoiser.architecture)
+    training = config.training
+    if not training.rank:
+        return FullStudent(base, names, denoiser.compute_dtype)
+    start = torch.Generator().manual_seed(config.seed)
+    return LowRankStudent(
+        base, names, denoiser.compute_dtype, training.rank, training.effective_alpha, start
+    )
+
+
+def _report(trainer: Trainer, outcome: Outcome) -> dict[str, Any]:
+    batch = trainer.batches.shape[1] if len(trainer.batches) else 0
+    return {
+        "ending": outcome.ending,
+        "student_steps": outcome.step,
+        "samples": outcome.step * batch,
+        "teacher_evaluations": trainer.bank.evaluations,
+        "seconds": round(outcome.seconds, 2),
+        "final_loss": outcome.losses[-1] if outcome.losses else None,
+        "probes": outcome.probes.as_dict() if outcome.probes else {},
+    }

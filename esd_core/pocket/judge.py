@@ -1,0 +1,198 @@
+"""What pocket shows before and after an erasure, as its oracle reads it.
+
+Every pair of an object and a look is asked for by prompts and seeds that no training has seen,
+the same ones before and after.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..diffusers_denoiser import DiffusersDenoiser
+from ..erasure import Erasure, applied
+from ..errors import FileError
+from ..render import Progress, render
+from .models import Oracle
+from .world import LOOKS, OBJECTS, PLAIN, SIZE, STYLES, held_out_prompt
+
+ORACLE = Path(__file__).parent / "weights" / "oracle.safetensors"
+GUIDANCE = 3.0
+FIRST_SEED = 1_000_000
+"""Far from the small numbers that a training starts from."""
+
+KINDS = {**dict.fromkeys((*STYLES, PLAIN), "style"), **dict.fromkeys(OBJECTS, "object")}
+"""Every name that is judged, with its kind."""
+
+Pair = tuple[str, str]
+"""An object and a look."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A picture to ask for."""
+
+    asked: Pair
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was asked for, and what the oracle saw."""
+
+    asked: Pair
+    seen: Pair
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The readings of the same cases before and after, and which names were to go."""
+
+    before: tuple[Reading, ...]
+    after: tuple[Reading, ...]
+    erased: frozenset[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Shares of the pictures whose prompts name a concept that show it.
+
+        {"concepts": {NAME: {"kind", "erased", "pictures", "before", "after"}}, "worst_drop": share}
+        """
+        concepts = {name: self._concept(name) for name in KINDS}
+        drops = [c["before"] - c["after"] for c in concepts.values() if not c["erased"]]
+        return {"concepts": concepts, "worst_drop": max([0.0, *drops])}
+
+    def _concept(self, name: str) -> dict[str, Any]:
+        return {
+            "kind": KINDS[name],
+            "erased": name in self.erased,
+            "pictures": sum(name in reading.asked for reading in self.after),
+            "before": shown(self.before, name).get(name, 0.0),
+            "after": shown(self.after, name).get(name, 0.0),
+        }
+
+
+def evaluate(
+    denoiser: DiffusersDenoiser,
+    erasures: Sequence[tuple[Erasure, float]],
+    per_pair: int = 16,
+    steps: int = 20,
+    guidance: float = GUIDANCE,
+    seed: int = FIRST_SEED,
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:
+    """`judge`, as the dict that is reported; see Judgement.as_dict."""
+    return judge(denoiser, erasures, per_pair, steps, guidance, seed, on_progress).as_dict()
+
+
+def judge(
+    denoiser: DiffusersDenoiser,
+    erasures: Sequence[tuple[Erasure, float]],
+    per_pair: int = 16,
+    steps: int = 20,
+    guidance: float = GUIDANCE,
+    seed: int = FIRST_SEED,
+    on_progress: Progress | None = None,
+    before: tuple[Reading, ...] | None = None,
+) -> Judgement:
+    """Reads pocket's pictures without and with the erasures; without any, both are the same.
+
+    Args:
+        erasures: each with its strength.
+        per_pair: pictures of every object in every look; a name has six times as many behind it.
+        seed: the first of as many seeds as there are pictures.
+        before: readings of the same cases from an earlier call, which are then not made again.
+
+    Raises:
+        FileError: an erasure does not fit pocket, or pocket's weights are incomplete.
+    """
+    cases, oracle = make_cases(per_pair, seed), load_oracle()
+    rounds = (before is None) + bool(erasures)
+
+    def readings(done: int) -> tuple[Reading, ...]:
+        def report(count: int, total: int) -> None:
+            if on_progress:
+                on_progress(done * total + count, rounds * total)
+
+        prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
+        pictures = render(denoiser, prompts, seeds, steps, guidance, SIZE, SIZE, on_picture=report)
+        return read(oracle, cases, pictures)
+
+    first = readings(0) if before is None else before
+    if not erasures:
+        return Judgement(first, first, frozenset())
+    with applied(denoiser, erasures):
+        after = readings(rounds - 1)
+    concepts = [concept for erasure, _ in erasures for concept in erasure.concepts]
+    return Judgement(first, after, named(concepts))
+
+
+def make_cases(per_pair: int, seed: int = FIRST_SEED) -> list[Case]:
+    """`per_pair` of every object in every look, with held-out prompts and a seed of their own."""
+    pairs = [(name, look, k) for name in OBJECTS for look in LOOKS for k in range(per_pair)]
+    return [
+        Case((name, look), held_out_prompt(name, look, k), seed + place)
+        for place, (name, look, k) in enumerate(pairs)
+    ]
+
+
+def load_oracle(path: Path = ORACLE) -> Oracle:
+    """The shipped oracle, in float32, ready to read."""
+    if not path.is_file():
+        raise FileError(f"{path} is missing: build pocket with python -m esd_core.pocket.build")
+    oracle = Oracle()
+    tensors = load_file(path)
+    oracle.load_state_dict(
+        {key: v.float() if v.is_floating_point() else v for key, v in tensors.items()}
+    )
+    return oracle.train(False)
+
+
+def read(oracle: Oracle, cases: Sequence[Case], pictures: Tensor) -> tuple[Reading, ...]:
+    """The oracle's readings of one picture a case, [N, 3, SIZE, SIZE] in 0..1."""
+    seen: list[Pair] = []
+    for part in pictures.split(64):
+        seen += zip(*oracle.read(part), strict=True)
+    return tuple(Reading(c.asked, pair) for c, pair in zip(cases, seen, strict=True))
+
+
+def shown(readings: Sequence[Reading], name: str) -> dict[str, float]:
+    """What the pictures show whose prompts name a concept: shares by name, the largest first.
+
+    Names are of the concept's own kind. For an erased style it tells what came in its place, and
+    for "Van Gogh -> Mondrian" how often that is the anchor: shown(after, "Van Gogh")["Mondrian"].
+    """
+    kind = ("object", "style").index(KINDS[name])
+    seen = Counter(reading.seen[kind] for reading in readings if name in reading.asked)
+    return {other: count / seen.total() for other, count in seen.most_common()}
+
+
+def anchor_shown(readings: Sequence[Reading], name: str, anchor: str) -> float:
+    """How often prompts that name `name` show `anchor` instead."""
+    return shown(readings, name).get(anchor, 0.0)
+
+
+def named(concepts: Sequence[str]) -> frozenset[str]:
+    """The judged names that stand in the concepts' texts, as words: "a VAN GOGH painting"."""
+    text = "\n".join(concepts).lower()
+    return frozenset(name for name in KINDS if re.search(rf"\b{name.lower()}s?\b", text))
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result of `evaluate` for a terminal; changes are in points."""
+    lines = [f"{'':11} {'kind':6} {'before':>8} {'after':>8} {'change':>8}"]
+    for name, row in result["concepts"].items():
+        change = 100 * (row["after"] - row["before"])
+        lines.append(
+            f"{name:11} {row['kind']:6} {row['before']:8.1%} {row['after']:8.1%} {change:+8.1f}"
+            + ("  erased" if row["erased"] else "")
+        )
+    worst = 100 * result["worst_drop"]
+    return "\n".join([*lines, f"worst drop of what was not erased: {worst:.1f} points"])

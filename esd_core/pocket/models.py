@@ -1,0 +1,119 @@
+"""The modules of pocket: SDXL's architecture with small widths, untrained.
+
+The sizes hold for both hosts: channels are multiples of 32 (ComfyUI's GroupNorm has 32 groups),
+text towers have three layers (their penultimate states are used), and the second tower's
+projection is square.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from .world import LOOKS, OBJECTS, SIZE
+
+LATENT_FACTOR = 8
+TEXT_WIDTHS = (32, 64)
+"""Hidden sizes of the two text towers; their sum is the UNet's context width."""
+
+_BOS, _EOS, _VOCABULARY, _MAX_LENGTH = 49406, 49407, 49408, 77
+
+
+def build_unet() -> UNet2DConditionModel:
+    """SDXL's UNet: no attention at the first level, then transformers of depth 1 and 2."""
+    channels, head_width, time_width = (32, 64, 96), 32, 32
+    return UNet2DConditionModel(
+        sample_size=SIZE // LATENT_FACTOR,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=channels,
+        layers_per_block=1,
+        transformer_layers_per_block=(1, 1, 2),
+        attention_head_dim=tuple(width // head_width for width in channels),
+        cross_attention_dim=sum(TEXT_WIDTHS),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=time_width,
+        projection_class_embeddings_input_dim=TEXT_WIDTHS[1] + 6 * time_width,
+    )
+
+
+def build_vae() -> AutoencoderKL:
+    """An autoencoder of factor 8 with 4 latent channels, without attention in its middle."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(32, 32, 64, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=32,
+        sample_size=SIZE,
+        mid_block_add_attention=False,
+    )
+
+
+def _text_config(width: int, activation: str) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=_VOCABULARY,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=3,
+        num_attention_heads=width // 16,
+        max_position_embeddings=_MAX_LENGTH,
+        hidden_act=activation,
+        projection_dim=width,
+        bos_token_id=_BOS,
+        eos_token_id=_EOS,
+        pad_token_id=_EOS,
+    )
+
+
+def build_text_towers() -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
+    """CLIP-L's and CLIP-G's shapes, activations included."""
+    return (
+        CLIPTextModel(_text_config(TEXT_WIDTHS[0], "quick_gelu")),
+        CLIPTextModelWithProjection(_text_config(TEXT_WIDTHS[1], "gelu")),
+    )
+
+
+def build_scheduler() -> EulerDiscreteScheduler:
+    """SDXL's schedule."""
+    return EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        num_train_timesteps=1000,
+        prediction_type="epsilon",
+        timestep_spacing="leading",
+        steps_offset=1,
+    )
+
+
+class Oracle(nn.Module):
+    """Reads object and look off a picture: [B, 3, SIZE, SIZE] in 0..1 -> two rows of logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 24, 48, 64, 96)
+        layers: list[nn.Module] = []
+        for before, after in zip(widths, widths[1:], strict=False):
+            layers += [nn.Conv2d(before, after, 4, 2, 1), nn.BatchNorm2d(after), nn.SiLU()]
+        self.body = nn.Sequential(*layers)
+        self.objects = nn.Sequential(
+            nn.Conv2d(widths[-1], 64, 3, 2, 1), nn.SiLU(), nn.Flatten(), nn.Linear(64 * 16, len(OBJECTS))
+        )
+        self.looks = nn.Linear(widths[-1], len(LOOKS))
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.body(2 * pictures - 1)
+        return self.objects(features), self.looks(features.mean((2, 3)))
+
+    @torch.no_grad()
+    def read(self, pictures: Tensor) -> tuple[list[str], list[str]]:
+        """The object and the look of every picture, by name."""
+        objects, looks = self(pictures)
+        return [OBJECTS[i] for i in objects.argmax(1)], [LOOKS[i] for i in looks.argmax(1)]

@@ -1,0 +1,89 @@
+"""The student: the teacher's network with a few tensors of its own.
+
+Its masters are float32 whatever the teacher is stored in, since a step of 1e-5 is lost in 16 bits.
+What the network computes with is made from them anew at every step, inside the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ConfigError
+
+
+class FullStudent:
+    """A float32 master for every trained tensor."""
+
+    def __init__(self, base: Mapping[str, Tensor], names: Sequence[str], dtype: torch.dtype) -> None:
+        self._base = {name: base[name].detach() for name in names}
+        self._dtype = dtype
+        self.masters = {name: nn.Parameter(_float_copy(base[name])) for name in names}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the network computes with, by canonical name; gradients flow to the masters."""
+        return {name: master.to(self._dtype) for name, master in self.masters.items()}
+
+    @torch.no_grad()
+    def change(self) -> dict[str, Tensor]:
+        """The change against the teacher, float32 on the CPU, by canonical name."""
+        return {
+            name: (master - self._base[name].to(master)).cpu() for name, master in self.masters.items()
+        }
+
+
+class LowRankStudent:
+    """weight + alpha / rank * up @ down for every trained weight; biases stay.
+
+    `masters` holds `<path>.lora_up.weight` [out, rank] and `<path>.lora_down.weight`
+    [rank, in * kernel], as matrices. down starts random, up at zero.
+    """
+
+    def __init__(
+        self,
+        base: Mapping[str, Tensor],
+        names: Sequence[str],
+        dtype: torch.dtype,
+        rank: int,
+        alpha: float,
+        generator: torch.Generator,
+    ) -> None:
+        self._base = {name: base[name].detach() for name in names if name.endswith(".weight")}
+        if not self._base:
+            raise ConfigError("a low-rank student needs weights to train: set training.rank to 0")
+        self._dtype, self.rank, self.alpha = dtype, rank, alpha
+        self.masters: dict[str, nn.Parameter] = {}
+        for name, weight in self._base.items():
+            out, into = weight.shape[0], weight[0].numel()
+            within = min(rank, out, into)
+            down = torch.randn(within, into, generator=generator) / into**0.5
+            stem = name.removesuffix(".weight")
+            self.masters[f"{stem}.lora_down.weight"] = nn.Parameter(down.to(weight.device))
+            up = torch.zeros(out, within, device=weight.device)
+            self.masters[f"{stem}.lora_up.weight"] = nn.Parameter(up)
+
+    def _product(self, name: str) -> Tensor:
+        stem = name.removesuffix(".weight")
+        up, down = self.masters[f"{stem}.lora_up.weight"], self.masters[f"{stem}.lora_down.weight"]
+        return (self.alpha / self.rank) * (up @ down).view(self._base[name].shape)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As FullStudent's."""
+        return {
+            name: (weight.float() + self._product(name)).to(self._dtype)
+            for name, weight in self._base.items()
+        }
+
+    @torch.no_grad()
+    def change(self) -> dict[str, Tensor]:
+        """As FullStudent's."""
+        return {name: self._product(name).cpu() for name in self._base}
+
+
+Student = FullStudent | LowRankStudent
+
+
+def _float_copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.float32, copy=True)

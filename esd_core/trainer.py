@@ -1,0 +1,263 @@
+"""The loop: regression of the student on samples of the bank."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers.optimization import Adafactor
+
+from .bank import Bank, Samples
+from .config import TrainingConfig
+from .denoiser import Denoiser
+from .errors import ESDError
+from .objective import regression_loss
+from .probes import ProbeReport, Probes
+from .state import TrainingState, optimizer_tensors, restore_optimizer, write_state
+from .student import Student
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is. `seconds` is the mean time of a step of this run, rounds included."""
+
+    step: int
+    total: int
+    loss: float
+    seconds: float
+
+    @property
+    def left(self) -> float:
+        """Seconds until the last step."""
+        return (self.total - self.step) * self.seconds
+
+
+class Events(Protocol):
+    """What a host is told."""
+
+    def on_step(self, progress: Progress) -> None: ...
+
+    def on_preview(self, step: int, student: dict[str, Tensor]) -> None: ...
+
+    def on_save(self, step: int, path: Path) -> None: ...
+
+
+class Commands(Protocol):
+    """What a host may ask."""
+
+    def should_stop(self) -> bool: ...
+
+
+@dataclass
+class Outcome:
+    """How a run ended: "done", "erased" (until), "drifted" (max_drift) or "stopped"."""
+
+    ending: str
+    step: int
+    seconds: float
+    losses: list[float] = field(default_factory=list)
+    probes: ProbeReport | None = None
+
+
+class Trainer:
+    """Owns everything that changes while a student is trained.
+
+    Two random streams, `noise` (latents, choice of states) and `order` (shuffles), start from the
+    config's seed and are part of the saved state.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, bank: Bank, student: Student, probes: Probes, state_file: Path | None
+    ) -> None:
+        self.denoiser, self.bank, self.student, self.probes = denoiser, bank, student, probes
+        self.config = bank.config
+        self.state_file = state_file
+        training = self.config.training
+        self.optimizer = _optimizer(training, student)
+        scaled = denoiser.compute_dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(denoiser.device.type, enabled=scaled)
+        seed = self.config.seed
+        self.noise = torch.Generator().manual_seed(seed)
+        self.order = torch.Generator().manual_seed(seed ^ 0x0DDE)
+        self.step = self.round = self.position = 0
+        self.losses: list[float] = []
+        self.samples: Samples | None = None
+        self.batches = torch.empty(0, 0, dtype=torch.long)
+        self.kept: dict[str, Tensor] = {}
+
+    def run(self, events: Events, commands: Commands) -> Outcome:
+        """Trains until the steps are done, a probe says so, or the host asks to stop.
+
+        Raises:
+            ESDError: the loss is not finite.
+        """
+        training = self.config.training
+        started, first = time.monotonic(), self.step
+        ending = "done"
+        with self.denoiser.checkpointed(training.gradient_checkpointing):
+            while self.step < training.steps:
+                if commands.should_stop():
+                    ending = "stopped"
+                    break
+                rows = self._next_batch()
+                self.losses.append(self._train(rows))
+                self.step += 1
+                seconds = (time.monotonic() - started) / (self.step - first)
+                events.on_step(Progress(self.step, training.steps, self.losses[-1], seconds))
+                if _due(self.step, training.preview_every):
+                    events.on_preview(self.step, self.student.tensors())
+                if _due(self.step, training.probe_interval) and (ending := self._verdict()) != "done":
+                    break
+                if _due(self.step, training.save_every):
+                    self.save(events)
+        if ending == "stopped":
+            self.save(events)
+        report = self.probes.measure(self.student.tensors())
+        return Outcome(ending, self.step, time.monotonic() - started, self.losses, report)
+
+    def _next_batch(self) -> Tensor:
+        """Rows of the round's samples; a new round when this one is used up."""
+        if self.position == len(self.batches):
+            with torch.no_grad():
+                policy = self.config.trajectory.source == "student"
+                student = self.student.tensors() if policy else None
+                self.samples = self.bank.sample_round(self.round, self.noise, student)
+            training = self.config.training
+            self.batches = self.samples.order(
+                self.order, training.batch_size, self.config.trajectory.reuse
+            )
+            self.round, self.position = self.round + 1, 0
+        self.position += 1
+        return self.batches[self.position - 1]
+
+    def _train(self, rows: Tensor) -> float:
+        """One optimizer step on these samples; returns the loss."""
+        assert self.samples is not None
+        device = self.denoiser.device
+        batch = {name: value[rows].to(device) for name, value in self.samples.tensors().items()}
+        conditioning = self.bank.conditioning.select(batch["condition"])
+        # Inside until backward has run: checkpointing reads the swapped-in tensors again.
+        with self.denoiser.swapped(self.student.tensors()):
+            prediction = self.denoiser.predict_noise(batch["x"], batch["sigma"], conditioning)
+            loss = regression_loss(prediction, batch["target"], batch["weight"])
+            self._refuse_non_finite(loss, batch["sigma"])
+            self.scaler.scale(loss).backward()
+        self._update()
+        return float(loss)
+
+    def _update(self) -> None:
+        training = self.config.training
+        for group in self.optimizer.param_groups:
+            group["lr"] = training.learning_rate * min(1.0, (self.step + 1) / (training.warmup + 1))
+        self.scaler.unscale_(self.optimizer)
+        if training.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(self.student.masters.values(), training.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _refuse_non_finite(self, loss: Tensor, sigma: Tensor) -> None:
+        if torch.isfinite(loss):
+            return
+        levels = ", ".join(f"{level:.2f}" for level in sigma.tolist())
+        raise ESDError(
+            f"the loss is not finite at step {self.step + 1} (sigma {levels}): lower "
+            "training.learning_rate, or set training.precision to fp32 or bf16"
+        )
+
+    def _verdict(self) -> str:
+        """What the probes say: go on ("done" so far), "erased" or "drifted"."""
+        training = self.config.training
+        report = self.probes.measure(self.student.tensors())
+        if training.max_drift:
+            if max(report.drift[p] for p in self.probes.preserved) > training.max_drift:
+                self._take_back()
+                return "drifted"
+            self.kept = {n: m.detach().clone() for n, m in self.student.masters.items()}
+        if training.until and max(report.share.values()) <= training.until:
+            return "erased"
+        return "done"
+
+    @torch.no_grad()
+    def _take_back(self) -> None:
+        """The last masters that were within the drift, or the untrained ones."""
+        if not self.kept:
+            raise ESDError(
+                "the first probe already lies beyond training.max_drift: lower "
+                "training.learning_rate, probe more often, or raise max_drift"
+            )
+        for name, master in self.student.masters.items():
+            master.copy_(self.kept[name])
+
+    # -- state
+
+    def save(self, events: Events) -> None:
+        """Writes the state file, where the run has one."""
+        if self.state_file:
+            write_state(self.state_file, self.state())
+            events.on_save(self.step, self.state_file)
+
+    def state(self) -> TrainingState:
+        tensors, numbers = optimizer_tensors(self.optimizer)
+        groups = {
+            "student": {n: m.detach() for n, m in self.student.masters.items()},
+            "optimizer": tensors,
+            "kept": self.kept,
+            "samples": self.samples.tensors() if self.samples else {},
+            "run": {
+                "batches": self.batches,
+                "noise": self.noise.get_state(),
+                "order": self.order.get_state(),
+            },
+        }
+        values: dict[str, Any] = {
+            "step": self.step,
+            "round": self.round,
+            "position": self.position,
+            "losses": self.losses,
+            "erasing": self.samples.erasing if self.samples else 0,
+            "evaluations": self.bank.evaluations,
+            "optimizer": numbers,
+            "scaler": self.scaler.state_dict(),
+            "config": self.config.to_mapping(),
+        }
+        flat = {f"{g}.{name}": t for g, group in groups.items() for name, t in group.items()}
+        return TrainingState(flat, values)
+
+    @torch.no_grad()
+    def restore(self, state: TrainingState) -> None:
+        """Goes back to where `state` was taken."""
+        for name, value in state.group("student").items():
+            self.student.masters[name].copy_(value)
+        self.kept = {
+            n: v.to(self.student.masters[n].device, copy=True) for n, v in state.group("kept").items()
+        }
+        values = state.values
+        restore_optimizer(self.optimizer, state.group("optimizer"), values["optimizer"])
+        self.scaler.load_state_dict(values["scaler"])
+        samples, run = state.group("samples"), state.group("run")
+        self.samples = Samples(**samples, erasing=values["erasing"]) if samples else None
+        self.batches = run["batches"]
+        self.noise.set_state(run["noise"])
+        self.order.set_state(run["order"])
+        self.step, self.round, self.position = values["step"], values["round"], values["position"]
+        self.losses = list(values["losses"])
+        self.bank.evaluations = values["evaluations"]
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _optimizer(training: TrainingConfig, student: Student) -> torch.optim.Optimizer:
+    masters = list(student.masters.values())
+    rate, decay = training.learning_rate, training.weight_decay
+    if training.optimizer == "adafactor":
+        return Adafactor(
+            masters, lr=rate, weight_decay=decay, scale_parameter=False, relative_step=False
+        )
+    return torch.optim.AdamW(masters, lr=rate, weight_decay=decay)
