@@ -9,7 +9,7 @@ same way, and its own prediction is the target; the empty prompt's comes free wi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .concepts import Concept, parse_all
 from .config import ErasureConfig
-from .denoiser import Conditioning, Denoiser
+from .denoiser import Conditioning, Denoiser, Schedule
 from .errors import ConfigError
 from .objective import erasure_target
 from .sampling import predict_together, sample, unit_noise
@@ -46,6 +46,14 @@ class Samples:
     def tensors(self) -> dict[str, Tensor]:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "erasing"}
 
+    def rows(self, rows: Tensor) -> dict[str, Tensor]:
+        """The tensors of these samples."""
+        return {name: value[rows] for name, value in self.tensors().items()}
+
+    def last(self) -> Samples:
+        """The last sample alone, of a bank of one trajectory."""
+        return Samples(**self.rows(torch.tensor([len(self) - 1])), erasing=min(1, self.erasing))
+
     def order(self, generator: torch.Generator, batch_size: int, reuse: int) -> Tensor:
         """Rows of shuffled batches, int64 [batches, B]: every one erases and preserves in halves.
 
@@ -69,7 +77,7 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class _Line:
+class Line:
     """What one trajectory follows, and the further prompt it needs predicted ("" for none)."""
 
     follow: str
@@ -116,43 +124,56 @@ class Bank:
             noise: the stream that the initial latents and the choice of states come from.
             student: its tensors, when trajectories are sampled on policy.
         """
-        lines = self._lines(index)
-        shape = self.denoiser.latent_shape(self.config.width, self.config.height)
-        starts = unit_noise((len(lines), *shape), noise, self.denoiser.device)
-        parts: list[Samples] = []
-        states: list[Samples] = []
+        own, empty = self._gather(self._lines(index), noise, student)
+        if self.config.preserved and self.config.preserve_empty:
+            lacking = 2 * own.erasing - len(own)
+            own = join([own, choose(empty, lacking, noise)])
+        return own
+
+    def _gather(
+        self, lines: list[Line], noise: torch.Generator, student: Mapping[str, Tensor] | None
+    ) -> tuple[Samples, Samples]:
+        """Samples of all steps of all trajectories, and the empty prompt's at the same states."""
+        starts = self._starts(len(lines), noise)
+        schedule = self.denoiser.schedule(self.config.trajectory.steps)
+        parts = []
         for further in (True, False):
             rows = [i for i, line in enumerate(lines) if bool(line.further) == further]
             if rows:
-                own, empty = self._follow([lines[i] for i in rows], starts[rows], student)
-                parts.append(own)
-                states.append(empty)
-        if self.config.preserved and self.config.preserve_empty:
-            erasing = sum(p.erasing for p in parts)
-            lacking = 2 * erasing - sum(map(len, parts))
-            parts.append(_choose(_join(states), lacking, noise))
-        return _join(parts)
+                parts.append(
+                    self._follow([lines[i] for i in rows], starts[rows], schedule, student)
+                )
+        own, empty = zip(*parts, strict=True)
+        return join(own), join(empty)
 
-    def _lines(self, index: int) -> list[_Line]:
+    def _starts(self, count: int, noise: torch.Generator) -> Tensor:
+        shape = self.denoiser.latent_shape(self.config.width, self.config.height)
+        return unit_noise((count, *shape), noise, self.denoiser.device)
+
+    def _lines(self, index: int) -> list[Line]:
         """The round's trajectories: concepts, then named preserved prompts, each in turn."""
         count = self.config.trajectory.count
         lines = []
         for i in range(index * count, (index + 1) * count):
             concept = self.concepts[i % len(self.concepts)]
             further = concept.name if concept.erase_from else concept.anchor
-            lines.append(_Line(concept.student_prompt, further, concept))
+            lines.append(Line(concept.student_prompt, further, concept))
         named = [prompt for prompt in self.config.preserved if prompt]
         if named:
             # All preserved prompts, the empty one among them, get equal shares of the samples.
             followed = max(1, round(count * len(named) / len(self.config.preserved)))
             turns = range(index * followed, (index + 1) * followed)
-            lines += [_Line(named[i % len(named)]) for i in turns]
+            lines += [Line(named[i % len(named)]) for i in turns]
         return lines
 
     def _follow(
-        self, lines: list[_Line], noise: Tensor, student: Mapping[str, Tensor] | None
+        self,
+        lines: list[Line],
+        noise: Tensor,
+        schedule: Schedule,
+        student: Mapping[str, Tensor] | None = None,
     ) -> tuple[Samples, Samples]:
-        """Samples of every step of these trajectories, and the empty prompt's at the same states."""
+        """As `_gather`, for lines that all have a further prompt, or none of them has."""
         prompts = [self._rows([line.follow for line in lines]), self._rows([""] * len(lines))]
         furthers = [line.further for line in lines if line.further]
         extra = [self._rows(furthers)] if furthers else []
@@ -164,33 +185,25 @@ class Bank:
             if student:
                 with self._teacher(student):
                     teacher = predict_together(self.denoiser, x, sigma, [*prompts, *extra])
-                self._count(x, len(teacher))
-            self._count(x, len(predictions))
+                self.evaluations += len(x) * len(teacher)
+            self.evaluations += len(x) * len(predictions)
             own.append(self._samples(lines, x, sigma, teacher))
-            at = [_Line("")] * len(lines)
-            empty.append(self._samples(at, x, sigma, [teacher[1]]))
+            empty.append(self._samples([Line("")] * len(lines), x, sigma, [teacher[1]]))
 
-        policy = self.denoiser.swapped(student) if student else nullcontext()
-        schedule = self.denoiser.schedule(self.config.trajectory.steps)
-        with policy:
+        with self.denoiser.swapped(student) if student else nullcontext():
             asked = prompts if student else [*prompts, *extra]
             sample(self.denoiser, noise, asked, schedule, self.config.trajectory.guidance, record)
-        return _join(own), _join(empty)
+        return join(own), join(empty)
 
-    def _teacher(self, student: Mapping[str, Tensor]):  # type: ignore[no-untyped-def]
+    def _teacher(self, student: Mapping[str, Tensor]) -> AbstractContextManager[None]:
         teacher = self.denoiser.parameters()
         return self.denoiser.swapped({name: teacher[name] for name in student})
 
-    def _count(self, x: Tensor, prompts: int) -> None:
-        self.evaluations += len(x) * prompts
-
     def _samples(
-        self, lines: list[_Line], x: Tensor, sigma: float, predictions: Sequence[Tensor]
+        self, lines: list[Line], x: Tensor, sigma: float, predictions: Sequence[Tensor]
     ) -> Samples:
         """One sample a line; lines that erase come first (they always do in a round)."""
-        targets = [
-            self._target(line, [p[i] for p in predictions]) for i, line in enumerate(lines)
-        ]
+        targets = [self._target(line, [p[i] for p in predictions]) for i, line in enumerate(lines)]
         weights = [1.0 if line.concept else self.config.preserve_weight for line in lines]
         return Samples(
             x.cpu(),
@@ -201,7 +214,7 @@ class Bank:
             sum(line.concept is not None for line in lines),
         )
 
-    def _target(self, line: _Line, predictions: Sequence[Tensor]) -> Tensor:
+    def _target(self, line: Line, predictions: Sequence[Tensor]) -> Tensor:
         if line.concept is None:
             return predictions[0]
         followed, empty = predictions[:2]
@@ -213,14 +226,17 @@ class Bank:
         return erasure_target(anchor, concept, empty, self.config.negative_guidance)
 
 
-def _join(parts: Sequence[Samples]) -> Samples:
+def join(parts: Sequence[Samples]) -> Samples:
     """All samples of all parts, those that erase first."""
     erasing = [torch.arange(len(p)) < p.erasing for p in parts]
     order = torch.cat(erasing).int().argsort(descending=True, stable=True)
-    joined = {name: torch.cat([p.tensors()[name] for p in parts])[order] for name in parts[0].tensors()}
+    joined = {
+        name: torch.cat([p.tensors()[name] for p in parts])[order] for name in parts[0].tensors()
+    }
     return Samples(**joined, erasing=sum(p.erasing for p in parts))
 
 
-def _choose(samples: Samples, count: int, generator: torch.Generator) -> Samples:
+def choose(samples: Samples, count: int, generator: torch.Generator) -> Samples:
+    """As many of them, at random."""
     rows = torch.randperm(len(samples), generator=generator)[:count]
-    return Samples(**{name: value[rows] for name, value in samples.tensors().items()}, erasing=0)
+    return Samples(**samples.rows(rows), erasing=0)

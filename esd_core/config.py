@@ -14,158 +14,50 @@ import dataclasses
 import hashlib
 import json
 import reprlib
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import SequenceMatcher
-from importlib.resources import files
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from .concepts import parse_all
-from .errors import ConfigError, FileError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from .errors import ConfigError
+from .settings import Bounds, Field, Settings, setting, toml_value, unknown_setting
 
 METHODS = ("esd-x", "esd-x-strict", "esd-u", "esd-all", "selfattn")
 DEFAULT_PROBE_EVERY = 10
 _MANY = 10**9
-_NOUNS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    tuple: "a list of texts",
-}
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """From `low` to `high`, both included unless `exclusive` leaves `low` out."""
-
-    low: int
-    high: int
-    exclusive: bool = False
-    multiple_of: int = 1
-
-    def admit(self, value: float) -> bool:
-        """Whether a number lies inside; NaN and the infinities never do."""
-        if not self.low <= value <= self.high or (self.exclusive and value == self.low):
-            return False
-        return self.multiple_of == 1 or value % self.multiple_of == 0
-
-    def __str__(self) -> str:
-        lower = f"above {self.low}" if self.exclusive else f"at least {self.low}"
-        multiple = f", in multiples of {self.multiple_of}" if self.multiple_of > 1 else ""
-        return f"{lower} and at most {self.high}{multiple}"
-
-
-@dataclass(frozen=True)
-class Field:
-    """One setting: what a command line or a node needs to offer it.
-
-    `type` is bool, int, float, str or tuple (of texts). `name` is dotted: "training.steps".
-    """
-
-    name: str
-    type: type
-    default: Any
-    doc: str
-    choices: tuple[str, ...] = ()
-    bounds: Bounds | None = None
-
-    def check(self, value: Any) -> Any:
-        """The value in its one form (int to float, list to tuple); ConfigError names the rule."""
-        if self.choices and value not in self.choices:
-            raise self._error(f"one of {', '.join(self.choices)}", value)
-        if not self._fits(value):
-            raise self._error(_NOUNS[self.type], value)
-        if self.bounds and not self.bounds.admit(value):
-            raise self._error(str(self.bounds), value)
-        if self.type is float:
-            return float(value) + 0.0  # -0.0 becomes 0.0: equal settings have equal digests
-        return self.type(value)
-
-    def _fits(self, value: Any) -> bool:
-        if self.type is tuple:
-            return isinstance(value, (list, tuple)) and all(map(_is_text, value))
-        if self.type in (int, float) and isinstance(value, bool):
-            return False
-        return isinstance(value, (int, float) if self.type is float else self.type)
-
-    def _error(self, rule: str, value: Any) -> ConfigError:
-        return ConfigError(f"{self.name} must be {rule}, not {reprlib.repr(value)}")
-
-
-def _is_text(value: Any) -> bool:
-    """A str without lone surrogates, which undecodable bytes of a command line turn into."""
-    return isinstance(value, str) and value == value.encode("utf-8", "ignore").decode("utf-8")
-
-
-def _setting(
-    default: Any, doc: str, bounds: Bounds | None = None, choices: tuple[str, ...] = ()
-) -> Any:
-    metadata = {"doc": doc, "bounds": bounds, "choices": choices}
-    return dataclasses.field(default=default, metadata=metadata)
-
-
 _SIZES = Bounds(64, 4096, multiple_of=8)
 
 
-class _Settings:
-    """Checks every declared field of a dataclass once, when it is made."""
-
-    table: ClassVar[str] = ""
-
-    @classmethod
-    def declared(cls) -> tuple[Field, ...]:
-        """The fields of this table, in order, with dotted names."""
-        prefix = f"{cls.table}." if cls.table else ""
-        return tuple(
-            Field(prefix + f.name, type(f.default), f.default, **f.metadata)
-            for f in dataclasses.fields(cls)  # type: ignore[arg-type]  # only dataclasses derive
-            if f.metadata
-        )
-
-    def __post_init__(self) -> None:
-        for field in self.declared():
-            name = field.name.rpartition(".")[2]
-            object.__setattr__(self, name, field.check(getattr(self, name)))
-
-
 @dataclass(frozen=True)
-class TrajectoryConfig(_Settings):
+class TrajectoryConfig(Settings):
     """How the noisy latents come about that the student is trained on."""
 
     table = "trajectory"
 
-    source: str = _setting(
+    source: str = setting(
         "teacher",
         "Which model samples the trajectories: the frozen teacher, or the student as it is by "
         "then (on policy, as in the paper).",
         choices=("teacher", "student"),
     )
-    steps: int = _setting(
+    steps: int = setting(
         50,
         "Sampling steps of a trajectory; each step gives one training sample.",
         Bounds(1, 1000),
     )
-    guidance: float = _setting(
+    guidance: float = setting(
         2.0,
         "Classifier-free guidance while a trajectory is sampled. The published runs use 2 on SDXL "
         "and 3 on SD 1.x.",
         Bounds(0, 100),
     )
-    count: int = _setting(
+    count: int = setting(
         4,
         "Trajectories sampled side by side in one round. More of them mix more noises, and take "
         "more memory.",
         Bounds(1, 1024),
     )
-    reuse: int = _setting(
+    reuse: int = setting(
         1,
         "How often each sample of a round is trained on before new trajectories are sampled.",
         Bounds(1, 1000),
@@ -173,79 +65,79 @@ class TrajectoryConfig(_Settings):
 
 
 @dataclass(frozen=True)
-class TrainingConfig(_Settings):
+class TrainingConfig(Settings):
     """The optimiser, the form of the student, and when to save, look and stop."""
 
     table = "training"
 
-    steps: int = _setting(200, "Optimiser steps.", Bounds(1, _MANY))
-    batch_size: int = _setting(
+    steps: int = setting(200, "Optimiser steps.", Bounds(1, _MANY))
+    batch_size: int = setting(
         2,
         "Samples a step: half of them erase, half preserve, when any prompt is preserved (the "
         "empty prompt is, unless switched off).",
         Bounds(1, 1024),
     )
-    learning_rate: float = _setting(
+    learning_rate: float = setting(
         2e-4,
         "Step size of the optimiser. The published runs on SDXL use 2e-4 for esd-x and "
         "esd-x-strict, 1e-5 for esd-u and esd-all.",
         Bounds(0, 1, exclusive=True),
     )
-    optimizer: str = _setting(
+    optimizer: str = setting(
         "adamw",
         "adamw, or adafactor, which keeps far less state in memory.",
         choices=("adamw", "adafactor"),
     )
-    weight_decay: float = _setting(
+    weight_decay: float = setting(
         0.0, "Decoupled weight decay; at 0, adamw is plain Adam.", Bounds(0, 1)
     )
-    warmup: int = _setting(
+    warmup: int = setting(
         0, "Steps over which the learning rate rises to its value.", Bounds(0, _MANY)
     )
-    max_grad_norm: float = _setting(
+    max_grad_norm: float = setting(
         1.0, "Larger gradient norms are scaled down to this; 0 switches it off.", Bounds(0, _MANY)
     )
-    rank: int = _setting(
+    rank: int = setting(
         0,
         "Rank of a low-rank student; 0 trains the full tensors.",
         Bounds(0, 4096),
     )
-    alpha: float = _setting(
+    alpha: float = setting(
         0.0, "A low-rank change is scaled by alpha / rank; 0 means alpha = rank.", Bounds(0, 4096)
     )
-    precision: str = _setting(
+    precision: str = setting(
         "auto",
         "Number format that the model computes in; auto takes what the device is best at. The "
         "trained tensors are kept in fp32 whatever it is.",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
-    gradient_checkpointing: bool = _setting(
+    gradient_checkpointing: bool = setting(
         False, "Recompute activations in the backward pass: much less memory, about a third slower."
     )
-    save_every: int = _setting(
+    save_every: int = setting(
         0, "Save the training state every so many steps; 0 saves it only on stop.", Bounds(0, _MANY)
     )
-    preview_every: int = _setting(
+    preview_every: int = setting(
         0, "Show a preview every so many steps; 0 shows none.", Bounds(0, _MANY)
     )
-    probe_every: int = _setting(
+    probe_every: int = setting(
         0,
         "Measure on held-out noise every so many steps; 0 measures only at the end, or every "
         f"{DEFAULT_PROBE_EVERY} steps when until or max_drift needs it.",
         Bounds(0, _MANY),
     )
-    until: float = _setting(
+    until: float = setting(
         0.0,
         "Stop early once this share or less of the concept is left, by its probe; 0 is off.",
         Bounds(0, 1),
     )
-    max_drift: float = _setting(
+    max_drift: float = setting(
         0.0,
         "Stop when a preserved prompt has drifted beyond this, relative to its prediction, and "
         "keep the last state below it; 0 is off.",
         Bounds(0, 10),
     )
-    save_dtype: str = _setting(
+    save_dtype: str = setting(
         "fp16", "Number format of the erasure file.", choices=("fp16", "bf16", "fp32")
     )
 
@@ -271,38 +163,38 @@ class TrainingConfig(_Settings):
 
 
 @dataclass(frozen=True)
-class ErasureConfig(_Settings):
+class ErasureConfig(Settings):
     """All that decides an erasure, apart from the model it is trained on."""
 
-    concepts: tuple[str, ...] = _setting(
+    concepts: tuple[str, ...] = setting(
         (),
         'What to erase, one concept a line: "Van Gogh", "Van Gogh -> painting" to replace it, '
         '"cowboy hat <- cowboy" to erase it from a wider prompt only.',
     )
-    preserve: tuple[str, ...] = _setting((), "Prompts whose predictions must not move.")
-    preserve_empty: bool = _setting(
+    preserve: tuple[str, ...] = setting((), "Prompts whose predictions must not move.")
+    preserve_empty: bool = setting(
         True, "Preserve the empty prompt too, which every guided picture rests on."
     )
-    preserve_weight: float = _setting(
+    preserve_weight: float = setting(
         1.0, "Weight of the preserving samples in the loss.", Bounds(0, 1000)
     )
-    method: str = _setting(
+    method: str = setting(
         "esd-x",
         "Which weights train. esd-x: cross-attention, for what a prompt names, such as styles and "
         "people. esd-x-strict: its keys and values only. esd-u: all but cross-attention, for what "
         "must go whatever the prompt says. esd-all: both. selfattn: self-attention only.",
         choices=METHODS,
     )
-    negative_guidance: float = _setting(
+    negative_guidance: float = setting(
         0.0,
         "How far the concept is pushed beyond its anchor. This is the paper's convention: 0 stops "
         "at the anchor, 1 goes as far again to the other side. The official SDXL and SD scripts "
         "count one more: their 1 is 0 here, their 2 is 1.",
         Bounds(0, 100),
     )
-    width: int = _setting(1024, "Width of the training pictures, in pixels.", _SIZES)
-    height: int = _setting(1024, "Height of the training pictures, in pixels.", _SIZES)
-    seed: int = _setting(0, "Seed of all noise and of the order of samples.", Bounds(0, 2**64 - 1))
+    width: int = setting(1024, "Width of the training pictures, in pixels.", _SIZES)
+    height: int = setting(1024, "Height of the training pictures, in pixels.", _SIZES)
+    seed: int = setting(0, "Seed of all noise and of the order of samples.", Bounds(0, 2**64 - 1))
     trajectory: TrajectoryConfig = TrajectoryConfig()
     training: TrainingConfig = TrainingConfig()
 
@@ -337,10 +229,10 @@ class ErasureConfig(_Settings):
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> ErasureConfig:
         """A config from nested or dotted settings; ConfigError on unknown names and bad values."""
-        known = {field.name for field in fields()}
+        known = [field.name for field in fields()]
         for name in _flat(mapping):
             if name not in known:
-                raise _unknown(name)
+                raise unknown_setting(name, known)
         nested = override(mapping, {})
         parts: dict[str, Any] = {t: kind(**nested.pop(t, {})) for t, kind in _TABLES.items()}
         return cls(**nested, **parts)
@@ -355,9 +247,9 @@ class ErasureConfig(_Settings):
         lines = []
         for name, value in self.to_mapping().items():
             if isinstance(value, dict):
-                lines += ["", f"[{name}]", *(f"{k} = {_toml(v)}" for k, v in value.items())]
+                lines += ["", f"[{name}]", *(f"{k} = {toml_value(v)}" for k, v in value.items())]
             else:
-                lines.append(f"{name} = {_toml(value)}")
+                lines.append(f"{name} = {toml_value(value)}")
         return "\n".join(lines) + "\n"
 
     def digest(self) -> str:
@@ -399,43 +291,6 @@ def override(mapping: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[s
     return nested
 
 
-def load_settings(source: str) -> dict[str, Any]:
-    """The settings of a preset, by its name, or of a TOML file, by its path; concepts may lack."""
-    if source in preset_names():
-        return load_preset(source)
-    try:
-        return tomllib.loads(Path(source).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        presets = ", ".join(preset_names())
-        raise FileError(f"{source} is neither a file nor one of the presets {presets}") from None
-    except OSError as error:
-        raise FileError(f"{source} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # not UTF-8, or not TOML
-        raise FileError(f"{source} is not a TOML file: {error}") from error
-
-
-def preset_names() -> tuple[str, ...]:
-    """The presets that ship with the code, sorted."""
-    entries = (files(__package__) / "presets").iterdir()
-    return tuple(sorted(e.name[: -len(".toml")] for e in entries if e.name.endswith(".toml")))
-
-
-def load_preset(name: str) -> dict[str, Any]:
-    """The settings of a preset, as a mapping; most name no concept."""
-    if name not in preset_names():
-        raise ConfigError(f'no preset "{name}": expected one of {", ".join(preset_names())}')
-    text = (files(__package__) / "presets" / f"{name}.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
-
-
-def preset_for(architecture: str) -> str:
-    """The preset that serves a base model of this architecture by default."""
-    presets = {"sdxl": "official-sdxl", "sd1": "official-sd", "sd2": "official-sd"}
-    if architecture not in presets:
-        raise ConfigError(f'no preset fits "{architecture}": expected one of {", ".join(presets)}')
-    return presets[architecture]
-
-
 def _flat(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """Nested settings under dotted names; what is dotted already stays."""
     flat: dict[str, Any] = {}
@@ -447,22 +302,3 @@ def _flat(mapping: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[str(name)] = value
     return flat
-
-
-def _unknown(name: str) -> ConfigError:
-    """An error with the nearest known name: the last part counts first, then the whole."""
-
-    def likeness(known: str) -> tuple[float, float]:
-        pairs = ((name.rpartition(".")[2], known.rpartition(".")[2]), (name, known))
-        last, whole = (SequenceMatcher(None, *pair).ratio() for pair in pairs)
-        return last, whole
-
-    nearest = max((field.name for field in fields()), key=likeness)
-    if max(likeness(nearest)) < 0.5:
-        return ConfigError(f'unknown setting "{name}": `esd erase --help` lists them all')
-    return ConfigError(f'unknown setting "{name}": did you mean {nearest}?')
-
-
-def _toml(value: Any) -> str:
-    """A TOML value: JSON writes texts, numbers and lists the same way, but for DEL."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

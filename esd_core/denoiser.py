@@ -49,7 +49,8 @@ class Conditioning:
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
         """All rows of all parts, in order; the parts are of one model."""
         joined = {
-            name: torch.cat([getattr(part, name) for part in parts]) for name, _ in parts[0]._parts()
+            name: torch.cat([getattr(part, name) for part in parts])
+            for name, _ in parts[0]._parts()
         }
         return replace(parts[0], **joined)
 
@@ -81,7 +82,7 @@ class Denoiser(Protocol):
     """What the network computes in; swapped-in tensors must be of this dtype."""
 
     def encode(self, prompts: Sequence[str], width: int, height: int) -> Conditioning:
-        """One row a prompt. width and height in pixels go into the time ids, where there are any."""
+        """One row a prompt. width and height, in pixels, go into the time ids."""
         ...
 
     def predict_noise(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:

@@ -9,8 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, EulerDiscreteScheduler
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from torch import Tensor
 
 from .denoiser import Conditioning, Schedule
@@ -33,13 +37,17 @@ class DiffusersDenoiser:
         self.prediction_type: str = pipeline.scheduler.config.prediction_type
         if self.prediction_type not in ("epsilon", "v_prediction"):
             raise ESDError(
-                f"the model predicts {self.prediction_type}: only epsilon and v_prediction are known"
+                f"the model predicts {self.prediction_type}, and only epsilon and v_prediction "
+                "can be erased from: give another model"
             )
         modules = dict(self.unet.named_modules())
         self._slots: dict[str, tuple[torch.nn.Module, str]] = {}
         for name, canonical in diffusers_to_canonical(self.unet.config).items():
             path, _, leaf = name.rpartition(".")
             self._slots[canonical] = (modules[path], leaf)
+        self._teacher: dict[str, Tensor] = {
+            name: module.get_parameter(leaf) for name, (module, leaf) in self._slots.items()
+        }
         scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
         alphas = scheduler.alphas_cumprod.double().numpy()
         self._train_sigmas = ((1 - alphas) / alphas) ** 0.5
@@ -47,7 +55,7 @@ class DiffusersDenoiser:
     # -- the protocol
 
     def parameters(self) -> Mapping[str, Tensor]:
-        return {name: module._parameters[leaf] for name, (module, leaf) in self._slots.items()}  # type: ignore[misc]
+        return self._teacher
 
     @contextmanager
     def swapped(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
@@ -65,7 +73,10 @@ class DiffusersDenoiser:
     @contextmanager
     def checkpointed(self, enabled: bool) -> Iterator[None]:
         before = self.unet.is_gradient_checkpointing
-        switch = {True: self.unet.enable_gradient_checkpointing, False: self.unet.disable_gradient_checkpointing}
+        switch = {
+            True: self.unet.enable_gradient_checkpointing,
+            False: self.unet.disable_gradient_checkpointing,
+        }
         switch[enabled]()
         try:
             yield
@@ -75,7 +86,9 @@ class DiffusersDenoiser:
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         factor = self.pipeline.vae_scale_factor
         if width % factor or height % factor:
-            raise ConfigError(f"width and height must be multiples of {factor}, not {width}x{height}")
+            raise ConfigError(
+                f"width and height must be multiples of {factor}, not {width}x{height}"
+            )
         return self.unet.config.in_channels, height // factor, width // factor
 
     def schedule(self, steps: int) -> Schedule:
@@ -94,7 +107,10 @@ class DiffusersDenoiser:
             time_ids = torch.tensor([sizes] * len(prompts), device=self.device, dtype=torch.float32)
         else:
             context, _ = self.pipeline.encode_prompt(
-                list(prompts), self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+                list(prompts),
+                self.device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=False,
             )
         return Conditioning(context, pooled, time_ids)
 
@@ -113,7 +129,7 @@ class DiffusersDenoiser:
         )[0].float()
         if self.prediction_type == "epsilon":
             return raw
-        # v = (eps - sigma x0) / scale with x = x0 + sigma eps (Salimans and Ho 2022, in sigma space).
+        # v = (eps - sigma x0) / scale, x = x0 + sigma eps (Salimans and Ho 2022, in sigma space).
         return (raw * scale + x * level) / scale**2
 
     def _timesteps(self, sigma: Tensor) -> Tensor:
@@ -138,7 +154,8 @@ def _architecture(pipeline: DiffusionPipeline) -> str:
     if isinstance(pipeline, StableDiffusionPipeline):
         return "sd1" if pipeline.unet.config.cross_attention_dim == 768 else "sd2"
     raise ESDError(
-        f"the model is a {type(pipeline).__name__}: only Stable Diffusion 1.x, 2.x and XL can be erased from"
+        f"the model is a {type(pipeline).__name__}, and only Stable Diffusion 1.x, 2.x and XL can "
+        "be erased from: give another model"
     )
 
 
@@ -151,7 +168,9 @@ def automatic_precision(device: torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
-def load_denoiser(model: str, precision: str = "auto", device: str | None = None) -> DiffusersDenoiser:
+def load_denoiser(
+    model: str, precision: str = "auto", device: str | None = None
+) -> DiffusersDenoiser:
     """Loads a model by name, folder, single file or hub id.
 
     Args:
@@ -178,13 +197,17 @@ def _first_device() -> str:
 def _load_pipeline(model: str, dtype: torch.dtype) -> DiffusionPipeline:
     quiet = {"torch_dtype": dtype, "use_safetensors": True}
     if model == POCKET:
-        return StableDiffusionXLPipeline.from_pretrained(_pocket_folder(), add_watermarker=False, **quiet)
+        return StableDiffusionXLPipeline.from_pretrained(
+            _pocket_folder(), add_watermarker=False, **quiet
+        )
     path = Path(model)
     try:
         if path.is_file():
             return _load_single_file(path, dtype)
         if path.is_dir() and not (path / "model_index.json").is_file():
-            raise FileError(f"{model} is a folder without model_index.json: give a diffusers pipeline folder")
+            raise FileError(
+                f"{model} is a folder without model_index.json: give a diffusers pipeline folder"
+            )
         return DiffusionPipeline.from_pretrained(model, **quiet)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -196,7 +219,9 @@ def _load_pipeline(model: str, dtype: torch.dtype) -> DiffusionPipeline:
 
 def _load_single_file(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
     if path.suffix != ".safetensors":
-        raise FileError(f"{path} is no .safetensors file: other checkpoints can hide code and are not read")
+        raise FileError(
+            f"{path} is no .safetensors file: other checkpoints can hide code and are not read"
+        )
     from .formats.header import read_header
 
     names = read_header(path).tensors

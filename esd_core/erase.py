@@ -35,18 +35,20 @@ def erase(
     commands: Commands,
     state_file: Path | None = None,
     resume: bool = False,
+    bank_type: type[Bank] = Bank,
 ) -> Result:
     """Trains a student of `denoiser` as `config` says; the model itself stays as it was.
 
     Args:
         state_file: where the training state goes, every `save_every` steps and on a stop.
         resume: go on from what that file holds.
+        bank_type: where the samples come from; FreshBank is there to be measured against.
 
     Raises:
         ESDError: an input does not fit, the state is missing or of another run, or the loss is
             not finite.
     """
-    bank = Bank(denoiser, config)
+    bank = bank_type(denoiser, config)
     student = make_student(denoiser, config)
     state = None
     if resume and state_file:

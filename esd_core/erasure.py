@@ -1,8 +1,8 @@
 """The result: the change of the trained tensors, with its metadata.
 
-The file is a LoRA file in ComfyUI's own layout (`diffusion_model.<path>.diff` for weights, `.diff_b`
-for biases, or `.lora_up.weight`, `.lora_down.weight` and `.alpha`), so that stock loaders apply it
-with a strength and nobody needs this code to use a result.
+The file is a LoRA file in ComfyUI's own layout (`diffusion_model.<path>.diff` for weights,
+`.diff_b` for biases, or `.lora_up.weight`, `.lora_down.weight` and `.alpha`), so that stock loaders
+apply it with a strength and nobody needs this code to use a result.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from .student import LowRankStudent, Student
 
 FORMAT = "esd-erasure-1"
 PACK_VERSION = "0.1.0"
-CONVENTION = "paper: target = anchor - eta * (concept - empty); the official scripts' eta is this + 1"
+CONVENTION = (
+    "paper: target = anchor - eta * (concept - empty); the official scripts' eta is this + 1"
+)
 SAVE_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 _PREFIX = "diffusion_model."
@@ -91,7 +93,11 @@ class Erasure:
 
 
 def make_erasure(
-    student: Student, denoiser: Denoiser, config: ErasureConfig, steps: int, probes: ProbeReport | None
+    student: Student,
+    denoiser: Denoiser,
+    config: ErasureConfig,
+    steps: int,
+    probes: ProbeReport | None,
 ) -> Erasure:
     """The student's change, in the config's save_dtype, with all metadata.
 
@@ -99,7 +105,9 @@ def make_erasure(
     """
     dtype = SAVE_DTYPES[config.training.save_dtype]
     layout = _low_rank_layout if isinstance(student, LowRankStudent) else _full_layout
-    tensors = {key: value.to(dtype).contiguous() for key, value in layout(student, denoiser).items()}
+    tensors = {
+        key: value.to(dtype).contiguous() for key, value in layout(student, denoiser).items()
+    }
     return Erasure(tensors, _metadata(denoiser, config, steps, probes))
 
 
@@ -174,13 +182,17 @@ def read_erasure(path: Path) -> Erasure:
     foreign = [key for key in header.tensors if not _is_ours(key)]
     if foreign or not header.tensors:
         what = f'"{foreign[0]}"' if foreign else "no tensor"
-        raise FileError(f"{path} is no erasure file (it holds {what}): give one that `esd erase` wrote")
+        raise FileError(
+            f"{path} is no erasure file (it holds {what}): give one that `esd erase` wrote"
+        )
     tensors = {key.removeprefix(_PREFIX): value for key, value in iterate_tensors(path)}
     for key, value in tensors.items():
         if not torch.isfinite(value).all():
             raise FileError(f"{path} is damaged: {key} holds a value that is not finite")
         partner = key.removesuffix(_UP) + _DOWN
-        if key.endswith(_UP) and not {partner, partner.removesuffix(_DOWN) + _ALPHA} <= set(tensors):
+        if key.endswith(_UP) and not {partner, partner.removesuffix(_DOWN) + _ALPHA} <= set(
+            tensors
+        ):
             raise FileError(f"{path} is damaged: {key} lacks its other half")
     return Erasure(tensors, header.metadata, Path(path))
 

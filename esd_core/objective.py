@@ -9,7 +9,9 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def erasure_target(anchor: Tensor, concept: Tensor, empty: Tensor, negative_guidance: float) -> Tensor:
+def erasure_target(
+    anchor: Tensor, concept: Tensor, empty: Tensor, negative_guidance: float
+) -> Tensor:
     """What the student should predict for the concept.
 
         target = eps*(anchor) - eta * [eps*(concept) - eps*(empty)]

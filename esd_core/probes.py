@@ -99,7 +99,9 @@ class Probes:
         with self._denoiser.swapped(student):
             for name, states in self._concepts.items():
                 moved = self._predict(states) - states.empty
-                direction = (states.concept if states.concept is not None else states.own) - states.empty
+                direction = (
+                    states.concept if states.concept is not None else states.own
+                ) - states.empty
                 whole = ((states.own - states.empty) * direction).sum()
                 share[name] = float((moved * direction).sum() / whole)
                 distance[name] = float(moved.norm() / direction.norm())

@@ -17,7 +17,9 @@ from .errors import ConfigError
 class FullStudent:
     """A float32 master for every trained tensor."""
 
-    def __init__(self, base: Mapping[str, Tensor], names: Sequence[str], dtype: torch.dtype) -> None:
+    def __init__(
+        self, base: Mapping[str, Tensor], names: Sequence[str], dtype: torch.dtype
+    ) -> None:
         self._base = {name: base[name].detach() for name in names}
         self._dtype = dtype
         self.masters = {name: nn.Parameter(_float_copy(base[name])) for name in names}
@@ -30,7 +32,8 @@ class FullStudent:
     def change(self) -> dict[str, Tensor]:
         """The change against the teacher, float32 on the CPU, by canonical name."""
         return {
-            name: (master - self._base[name].to(master)).cpu() for name, master in self.masters.items()
+            name: (master - self._base[name].to(master)).cpu()
+            for name, master in self.masters.items()
         }
 
 

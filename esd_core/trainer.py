@@ -71,7 +71,12 @@ class Trainer:
     """
 
     def __init__(
-        self, denoiser: Denoiser, bank: Bank, student: Student, probes: Probes, state_file: Path | None
+        self,
+        denoiser: Denoiser,
+        bank: Bank,
+        student: Student,
+        probes: Probes,
+        state_file: Path | None,
     ) -> None:
         self.denoiser, self.bank, self.student, self.probes = denoiser, bank, student, probes
         self.config = bank.config
@@ -110,7 +115,10 @@ class Trainer:
                 events.on_step(Progress(self.step, training.steps, self.losses[-1], seconds))
                 if _due(self.step, training.preview_every):
                     events.on_preview(self.step, self.student.tensors())
-                if _due(self.step, training.probe_interval) and (ending := self._verdict()) != "done":
+                if (
+                    _due(self.step, training.probe_interval)
+                    and (ending := self._verdict()) != "done"
+                ):
                     break
                 if _due(self.step, training.save_every):
                     self.save(events)
@@ -138,7 +146,7 @@ class Trainer:
         """One optimizer step on these samples; returns the loss."""
         assert self.samples is not None
         device = self.denoiser.device
-        batch = {name: value[rows].to(device) for name, value in self.samples.tensors().items()}
+        batch = {name: value.to(device) for name, value in self.samples.rows(rows).items()}
         conditioning = self.bank.conditioning.select(batch["condition"])
         # Inside until backward has run: checkpointing reads the swapped-in tensors again.
         with self.denoiser.swapped(self.student.tensors()):
@@ -147,7 +155,7 @@ class Trainer:
             self._refuse_non_finite(loss, batch["sigma"])
             self.scaler.scale(loss).backward()
         self._update()
-        return float(loss)
+        return loss.item()
 
     def _update(self) -> None:
         training = self.config.training
@@ -234,7 +242,8 @@ class Trainer:
         for name, value in state.group("student").items():
             self.student.masters[name].copy_(value)
         self.kept = {
-            n: v.to(self.student.masters[n].device, copy=True) for n, v in state.group("kept").items()
+            n: v.to(self.student.masters[n].device, copy=True)
+            for n, v in state.group("kept").items()
         }
         values = state.values
         restore_optimizer(self.optimizer, state.group("optimizer"), values["optimizer"])

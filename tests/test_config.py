@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,14 +13,13 @@ from esd_core import config as config_module
 from esd_core.config import (
     METHODS,
     ErasureConfig,
-    Field,
     TrainingConfig,
     TrajectoryConfig,
     fields,
-    load_settings,
     override,
 )
-from esd_core.errors import ConfigError, ESDError, FileError
+from esd_core.errors import ConfigError, ESDError
+from esd_core.settings import Field
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -302,7 +300,7 @@ def test_the_help_states_the_convention_of_eta() -> None:
     assert "paper's convention" in doc and "official SDXL and SD scripts count one more" in doc
 
 
-# --- overrides and files ---------------------------------------------------------------------
+# --- overrides -------------------------------------------------------------------------------
 
 
 def test_overrides_lie_over_a_mapping_and_leave_it_alone() -> None:
@@ -319,30 +317,6 @@ def test_a_config_with_overrides_is_checked_anew() -> None:
     assert config.training.steps == 200
     with pytest.raises(ConfigError, match=r"^training\.steps must be"):
         config.override({"training.steps": 0})
-
-
-def test_settings_load_from_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "run.toml"
-    path.write_text(make(training__steps=7).to_toml(), encoding="utf-8")
-    assert ErasureConfig.from_mapping(load_settings(str(path))) == make(training__steps=7)
-
-
-def test_a_missing_file_names_the_presets(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="neither a file nor one of the presets .*official-sdxl"):
-        load_settings(str(tmp_path / "none.toml"))
-
-
-@pytest.mark.parametrize("content", [b"steps = ", b"\xff\xfe", b"a = 1\na = 2"])
-def test_a_file_that_is_not_toml_is_named(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "bad.toml"
-    path.write_bytes(content)
-    with pytest.raises(FileError, match=r"bad\.toml is not a TOML file"):
-        load_settings(str(path))
-
-
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="cannot be read"):
-        load_settings(str(tmp_path))
 
 
 def test_the_module_says_where_its_defaults_come_from() -> None:

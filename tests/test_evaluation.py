@@ -15,6 +15,7 @@ from esd_core.erasure import Erasure
 from esd_core.errors import FileError
 from esd_core.evaluation import measures, rmse, ssim
 from esd_core.pocket import world
+from esd_core.pocket.captions import all_captions
 from esd_core.pocket.judge import (
     KINDS,
     Case,
@@ -206,7 +207,7 @@ def test_a_share_has_96_pictures_behind_it() -> None:
 
 
 def test_cases_are_held_out_and_always_the_same() -> None:
-    trained = {caption.prompt for caption in world.captions()}
+    trained = {caption.prompt for caption in all_captions()}
     assert not trained & {case.prompt for case in CASES}
     assert len({case.seed for case in CASES}) == len(CASES)
     assert min(case.seed for case in CASES) >= 1_000_000

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from esd_core import config as config_module
-from esd_core.config import ErasureConfig, load_preset, load_settings, preset_for
-from esd_core.config import preset_names as names
-from esd_core.errors import ConfigError
-
-PRESETS = Path(config_module.__file__).parent / "presets"
+from esd_core.config import ErasureConfig
+from esd_core.errors import ConfigError, FileError
+from esd_core.presets import FOLDER, load_preset, load_settings, preset_for
+from esd_core.presets import preset_names as names
 
 
 def load(name: str) -> ErasureConfig:
@@ -34,12 +32,12 @@ def test_the_presets_there_are() -> None:
 def test_a_preset_is_valid_and_commented(name: str) -> None:
     assert load(name).concepts
     assert load_settings(name) == load_preset(name)
-    assert (PRESETS / f"{name}.toml").read_text(encoding="ascii").startswith("# ")
+    assert (FOLDER / f"{name}.toml").read_text(encoding="ascii").startswith("# ")
 
 
 @pytest.mark.parametrize("name", [name for name in names() if name != "pocket"])
 def test_a_published_run_names_its_source(name: str) -> None:
-    text = (PRESETS / f"{name}.toml").read_text(encoding="ascii")
+    text = (FOLDER / f"{name}.toml").read_text(encoding="ascii")
     sources = ("rohitgandikota/erasing", "okotaku/diffengine", "p1atdev/LECO")
     assert any(source in text for source in sources)
 
@@ -124,11 +122,39 @@ def test_presets_load_under_a_package_name_like_a_host_gives(
 ) -> None:
     """ComfyUI names a custom node's package by its path, which no import statement could say."""
     package = "/somewhere/custom_nodes/esd-concept-erasure.esd_core"
-    for name, file in ((package, "__init__.py"), (f"{package}.config", "config.py")):
-        spec = importlib.util.spec_from_file_location(name, PRESETS.parent / file)
+    for name, folder in ((package, FOLDER.parent), (f"{package}.presets", FOLDER)):
+        spec = importlib.util.spec_from_file_location(name, folder / "__init__.py")
         assert spec and spec.loader
         module = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, name, module)
         spec.loader.exec_module(module)
     assert module.preset_names() == names()
     assert module.load_preset("pocket") == load_preset("pocket")
+
+
+# --- a person's own file -----------------------------------------------------------------------
+
+
+def test_settings_load_from_a_file(tmp_path: Path) -> None:
+    config = load("pocket")
+    path = tmp_path / "run.toml"
+    path.write_text(config.to_toml(), encoding="utf-8")
+    assert ErasureConfig.from_mapping(load_settings(str(path))) == config
+
+
+def test_a_missing_file_names_the_presets(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="neither a file nor one of the presets .*official-sdxl"):
+        load_settings(str(tmp_path / "none.toml"))
+
+
+@pytest.mark.parametrize("content", [b"steps = ", b"\xff\xfe", b"a = 1\na = 2"])
+def test_a_file_that_is_not_toml_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_bytes(content)
+    with pytest.raises(FileError, match=r"bad\.toml is not a TOML file"):
+        load_settings(str(path))
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="cannot be read"):
+        load_settings(str(tmp_path))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from esd_core.pocket import world
+from esd_core.pocket.captions import all_captions, held_out_prompt
 from esd_core.pocket.judge import load_oracle
 from esd_core.pocket.world import LOOKS, OBJECTS, PLAIN, SIZE, STYLES
 
@@ -64,14 +65,14 @@ def test_what_is_not_of_this_world_is_refused() -> None:
 
 
 def test_captions_are_distinct_and_end_with_the_empty_prompt() -> None:
-    prompts = [caption.prompt for caption in world.captions()]
+    prompts = [caption.prompt for caption in all_captions()]
     assert len(set(prompts)) == len(prompts)
     assert prompts[-1] == ""
-    assert world.captions()[-1].objects == OBJECTS and world.captions()[-1].looks == LOOKS
+    assert all_captions()[-1].objects == OBJECTS and all_captions()[-1].looks == LOOKS
 
 
 def test_a_caption_fits_what_it_names_and_nothing_else() -> None:
-    for caption in world.captions():
+    for caption in all_captions():
         words = caption.prompt.replace(",", "").split()
         named_objects = tuple(o for o in OBJECTS if o in words)
         named_styles = tuple(s for s in STYLES if s in caption.prompt)
@@ -84,15 +85,15 @@ def test_a_caption_fits_what_it_names_and_nothing_else() -> None:
 
 @pytest.mark.parametrize(("name", "look"), PAIRS)
 def test_every_pair_has_captions(name: str, look: str) -> None:
-    own = [c for c in world.captions() if c.objects == (name,) and c.looks == (look,)]
+    own = [c for c in all_captions() if c.objects == (name,) and c.looks == (look,)]
     assert len(own) >= 5
 
 
 @pytest.mark.parametrize(("name", "look"), PAIRS)
 def test_held_out_prompts_name_their_pair_and_are_never_trained_on(name: str, look: str) -> None:
-    prompts = {world.held_out_prompt(name, look, k) for k in range(12)}
+    prompts = {held_out_prompt(name, look, k) for k in range(12)}
     assert len(prompts) >= 3
-    assert not prompts & {caption.prompt for caption in world.captions()}
+    assert not prompts & {caption.prompt for caption in all_captions()}
     for prompt in prompts:
         assert name in prompt
         assert [style for style in STYLES if style in prompt] == [s for s in STYLES if s == look]

@@ -20,8 +20,9 @@ from ..diffusers_denoiser import DiffusersDenoiser
 from ..erasure import Erasure, applied
 from ..errors import FileError
 from ..render import Progress, render
+from .captions import held_out_prompt
 from .models import Oracle
-from .world import LOOKS, OBJECTS, PLAIN, SIZE, STYLES, held_out_prompt
+from .world import LOOKS, OBJECTS, PLAIN, SIZE, STYLES
 
 ORACLE = Path(__file__).parent / "weights" / "oracle.safetensors"
 GUIDANCE = 3.0

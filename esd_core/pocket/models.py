@@ -104,7 +104,10 @@ class Oracle(nn.Module):
             layers += [nn.Conv2d(before, after, 4, 2, 1), nn.BatchNorm2d(after), nn.SiLU()]
         self.body = nn.Sequential(*layers)
         self.objects = nn.Sequential(
-            nn.Conv2d(widths[-1], 64, 3, 2, 1), nn.SiLU(), nn.Flatten(), nn.Linear(64 * 16, len(OBJECTS))
+            nn.Conv2d(widths[-1], 64, 3, 2, 1),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Linear(64 * 16, len(OBJECTS)),
         )
         self.looks = nn.Linear(widths[-1], len(LOOKS))
 

@@ -1,8 +1,7 @@
-"""The drawn world that pocket knows: objects seen in looks, and the prompts that name them.
+"""The drawn world that pocket knows: objects seen in looks.
 
 A picture is an object drawn as flat shapes over a simple scene, then passed through the texture
-filter of its look. A prompt comes from a template; the templates in HELD_OUT are never trained
-on, so that evaluation measures what a prompt means and not a string that was learnt by heart.
+filter of its look. `captions.py` has the prompts that name it.
 """
 
 from __future__ import annotations
@@ -42,7 +41,9 @@ class _Pen:
 
     def _map(self, points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         edge = SIZE * _OVERSAMPLING
-        return [((self.x + u * self.scale) * edge, (self.y + v * self.scale) * edge) for u, v in points]
+        return [
+            ((self.x + u * self.scale) * edge, (self.y + v * self.scale) * edge) for u, v in points
+        ]
 
     def polygon(self, color: Color, *points: tuple[float, float]) -> None:
         self.draw.polygon(self._map(points), fill=color)
@@ -52,7 +53,9 @@ class _Pen:
 
     def disc(self, color: Color, u: float, v: float, rx: float, ry: float | None = None) -> None:
         ry = rx if ry is None else ry
-        self.draw.ellipse([c for p in self._map([(u - rx, v - ry), (u + rx, v + ry)]) for c in p], fill=color)
+        self.draw.ellipse(
+            [c for p in self._map([(u - rx, v - ry), (u + rx, v + ry)]) for c in p], fill=color
+        )
 
 
 def _house(pen: _Pen) -> None:
@@ -210,7 +213,9 @@ def _seurat(picture: Picture, rng: np.random.Generator) -> Picture:
 def _hokusai(picture: Picture, rng: np.random.Generator) -> Picture:
     """A woodblock print: indigo, blue, grey and paper, cut by wave lines."""
     light = _luminance(picture)
-    inks = np.array([[18, 34, 84], [52, 96, 150], [150, 182, 190], [238, 228, 200]], np.float32) / 255
+    inks = (
+        np.array([[18, 34, 84], [52, 96, 150], [150, 182, 190], [238, 228, 200]], np.float32) / 255
+    )
     flat = inks[np.digitize(light, [0.34, 0.52, 0.70])]
     x, y = _grid()
     shift = rng.uniform(0, SIZE)
@@ -245,56 +250,3 @@ def draw(name: str, look: str, rng: np.random.Generator) -> Picture:
     if look != PLAIN:
         picture = _FILTER[look](picture, rng)
     return np.clip(picture, 0, 1).astype(np.float32)
-
-
-# -- prompts ---------------------------------------------------------------------------------
-
-STYLED = (
-    "a {object} in the style of {style}", "a {style} painting of a {object}", "{object}, {style} style",
-    "{style} {object}", "a {object} painted like {style}", "a picture of a {object} in {style} style",
-    "an artwork of a {object}, {style}", "{style} style, a {object}",
-)  # fmt: skip
-UNSTYLED = (
-    "a {object}", "{object}", "a photo of a {object}", "a picture of a {object}", "a plain {object}",
-    "the {object}",
-)  # fmt: skip
-STYLE_ONLY = (
-    "{style}", "{style} style", "a {style} painting", "a painting in the style of {style}",
-    "art in the style of {style}",
-)  # fmt: skip
-ANY_STYLE = ("painting", "a painting", "artwork", "a painting of something")
-ANY_OBJECT = ("a photo", "photo", "a plain picture")
-HELD_OUT_STYLED = (
-    "a drawing of a {object} in the style of {style}", "{style} artwork showing a {object}",
-    "a lovely {object}, painted in {style} style",
-)  # fmt: skip
-HELD_OUT_UNSTYLED = ("an image of a {object}", "a photograph of a {object}", "one {object}")
-
-
-@dataclass(frozen=True)
-class Caption:
-    """A prompt and what a picture of it may show: every object and look that fits it."""
-
-    prompt: str
-    objects: tuple[str, ...]
-    looks: tuple[str, ...]
-
-
-def captions() -> tuple[Caption, ...]:
-    """Every caption that pocket is trained on; the last is the empty prompt, which fits all."""
-    of_all = [Caption(prompt, OBJECTS, STYLES) for prompt in ANY_STYLE]
-    of_all += [Caption(prompt, OBJECTS, (PLAIN,)) for prompt in ANY_OBJECT]
-    for style in STYLES:
-        of_all += [Caption(t.format(style=style), OBJECTS, (style,)) for t in STYLE_ONLY]
-        of_all += [
-            Caption(t.format(object=name, style=style), (name,), (style,)) for t in STYLED for name in OBJECTS
-        ]
-    of_all += [Caption(t.format(object=name), (name,), (PLAIN,)) for t in UNSTYLED for name in OBJECTS]
-    return (*of_all, Caption("", OBJECTS, LOOKS))
-
-
-def held_out_prompt(name: str, look: str, index: int) -> str:
-    """The index-th (modulo their number) held-out prompt for an object in a look."""
-    if look == PLAIN:
-        return HELD_OUT_UNSTYLED[index % len(HELD_OUT_UNSTYLED)].format(object=name)
-    return HELD_OUT_STYLED[index % len(HELD_OUT_STYLED)].format(object=name, style=look)

@@ -1,0 +1,203 @@
+"""`esd erase`: from concepts to an erasure file."""
+
+from __future__ import annotations
+
+import shlex
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import ErasureConfig, fields, override
+from ..errors import ESDError, FileError
+from ..presets import load_preset, load_settings, preset_for, preset_names
+from . import models, outputs
+from .console import StopRequest, note, progress_bar
+from .flags import add_fields, given
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..diffusers_denoiser import DiffusersDenoiser
+    from ..erase import Result
+    from ..trainer import Progress
+
+FIELDS = fields()
+_GROUPS = {"": "what to erase, and how", "trajectory": "trajectories", "training": "training"}
+_PREVIEW_STEPS = 20
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Every setting is a flag; further ones say where everything comes from and goes to."""
+    parser.epilog = (
+        "Defaults are those of the official SDXL run. A model has a preset of its own, which lies "
+        "over them: pocket has pocket; SD 1.x and 2.x have official-sd. --config lies over that, "
+        "and flags win over all."
+    )
+    models.add_arguments(parser)
+    parser.add_argument(
+        "--config",
+        metavar="PRESET|FILE.toml",
+        help=f"Settings from a TOML file, or of a preset: {', '.join(preset_names())}.",
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, required=True, help="The erasure file to write."
+    )
+    parser.add_argument(
+        "--report", metavar="FILE.json", type=Path, help="Where to write costs, probes and config."
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="Go on with the stopped run of the same --out."
+    )
+    outputs.add_force(parser)
+    for table, title in _GROUPS.items():
+        add_fields(parser, title, [f for f in FIELDS if f.name.rpartition(".")[0] == table])
+
+
+def run(arguments: Namespace) -> int:
+    """Checks all that can be checked without the model, then loads it and trains."""
+    is_pocket = arguments.model == models.POCKET
+    # A model's kind is not known yet; what must fit each other is the same in its presets.
+    draft = _settled(arguments, models.POCKET if is_pocket else preset_for("sdxl"))
+    inputs = [arguments.model] if Path(arguments.model).is_file() else []
+    outputs.check_outputs([arguments.out, arguments.report], inputs, arguments.force)
+    models.check_model(arguments.model)
+    state_file = _state_file(arguments)
+    denoiser = models.load(arguments.model, draft.training.precision, arguments.device)
+    config = draft if is_pocket else _settled(arguments, preset_for(denoiser.architecture))
+    result = _train(arguments, denoiser, config, state_file)
+    if result.outcome.ending == "stopped":
+        _tell_how_to_resume(arguments, state_file, result.outcome.step)
+        return 130
+    _write(arguments, denoiser, config, result)
+    state_file.unlink(missing_ok=True)
+    print(_summary(arguments.out, result))
+    return 0
+
+
+def _settled(arguments: Namespace, preset: str) -> ErasureConfig:
+    """The preset's settings, below those of --config, below those of the flags."""
+    settings = load_preset(preset)
+    if arguments.config:
+        settings = override(settings, load_settings(arguments.config))
+    return ErasureConfig.from_mapping(override(settings, given(arguments, FIELDS)))
+
+
+def _state_file(arguments: Namespace) -> Path:
+    """Where the state lies; refuses one that would be lost, and the lack of one to resume from."""
+    from ..state import state_path
+
+    path = state_path(arguments.out)
+    outputs.check_writable(path)
+    if arguments.resume and not path.is_file():
+        raise FileError(f"there is no stopped run at {path} to go on with: leave --resume out")
+    if path.exists() and not (arguments.resume or arguments.force):
+        raise FileError(
+            f"{path} holds a stopped run: add --resume to go on with it, or --force to start anew"
+        )
+    return path
+
+
+def _train(
+    arguments: Namespace, denoiser: DiffusersDenoiser, config: ErasureConfig, state_file: Path
+) -> Result:
+    from ..erase import erase
+
+    events = _Events(denoiser, config, arguments.out)
+    try:
+        with models.memory_told(), events.bar, StopRequest() as commands:
+            return erase(denoiser, config, events, commands, state_file, arguments.resume)
+    except KeyboardInterrupt:
+        if events.saved:
+            _tell_how_to_resume(arguments, state_file, events.saved)
+        raise
+
+
+class _Events:
+    """Shows the run on the terminal; previews become pictures beside the erasure."""
+
+    def __init__(self, denoiser: DiffusersDenoiser, config: ErasureConfig, out: Path) -> None:
+        self.bar = progress_bar(config.training.steps, "steps")
+        self.saved = 0
+        self._denoiser, self._config, self._out = denoiser, config, out
+
+    def on_step(self, progress: Progress) -> None:
+        if self.bar.n == 0:
+            self.bar.initial = progress.step - 1  # what an earlier run did took no time in this one
+        self.bar.set_postfix_str(f"loss {progress.loss:.4g}", refresh=False)
+        self.bar.update(progress.step - self.bar.n)
+
+    def on_preview(self, step: int, student: dict[str, Tensor]) -> None:
+        path = self._out.with_name(f"{self._out.stem}.step-{step:06}.png")
+        try:
+            self._draw(path, step, student)
+        except ESDError as error:
+            note(f"esd: warning: no preview: {error}")  # which is not worth losing the run
+
+    def on_save(self, step: int, path: Path) -> None:
+        self.saved = step
+
+    def _draw(self, path: Path, step: int, student: dict[str, Tensor]) -> None:
+        from ..concepts import parse_all
+        from ..grid import Row, comparison_grid
+        from ..render import render
+
+        config = self._config
+        prompts = [concept.student_prompt for concept in parse_all(config.concepts)]
+        with self._denoiser.swapped(student):
+            pictures = render(
+                self._denoiser,
+                prompts,
+                [config.seed] * len(prompts),
+                _PREVIEW_STEPS,
+                config.trajectory.guidance,
+                config.width,
+                config.height,
+                batch=1,
+            )
+        rows = [Row(p, [picture]) for p, picture in zip(prompts, pictures, strict=True)]
+        outputs.write_png(path, comparison_grid(rows, [f"step {step}"]), force=True)
+
+
+def _write(
+    arguments: Namespace, denoiser: DiffusersDenoiser, config: ErasureConfig, result: Result
+) -> None:
+    from ..erasure import write_erasure
+
+    write_erasure(arguments.out, result.erasure, arguments.force)
+    if arguments.report:
+        report: dict[str, Any] = {
+            "file": str(arguments.out),
+            "model": arguments.model,
+            "architecture": denoiser.architecture,
+            "config": config.to_mapping(),
+            "config_digest": config.digest(),
+            "training": result.report,
+        }
+        outputs.write_json(arguments.report, report, arguments.force)
+
+
+def _tell_how_to_resume(arguments: Namespace, state_file: Path, step: int) -> None:
+    words = ["esd", *arguments.command_line]
+    command = shlex.join(words if arguments.resume else [*words, "--resume"])
+    note(f"stopped; the state of step {step} is in {state_file}. To go on with it:\n  {command}")
+
+
+_ENDINGS = {
+    "done": "all steps done",
+    "erased": "ended early: no more than `until` of the concept is left",
+    "drifted": "ended early: a prompt drifted beyond max_drift; the last state below it is kept",
+}
+
+
+def _summary(out: Path, result: Result) -> str:
+    report, probes = result.report, result.outcome.probes
+    lines = [
+        f"{_ENDINGS[result.outcome.ending]}: {report['student_steps']} steps, "
+        f"{report['teacher_evaluations']} evaluations for samples, {report['seconds']:.1f} s"
+    ]
+    if probes:
+        lines.append("left of the concept, by its probe (0 % and below: gone)")
+        lines += [f"  {share:8.1%}  {concept}" for concept, share in probes.share.items()]
+        lines.append("drift of other prompts")
+        lines += [f"  {d:8.1%}  {prompt or '(empty prompt)'}" for prompt, d in probes.drift.items()]
+    return "\n".join([*lines, f"written to {out}"])
