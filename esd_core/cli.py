@@ -12,6 +12,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 from .errors import ConfigError, ESDError
@@ -72,10 +73,10 @@ def _demo(parser: argparse.ArgumentParser) -> Run:
 
 
 def _bench(parser: argparse.ArgumentParser) -> Run:
-    from .bench import add_arguments, run
+    from .commands import bench
 
-    add_arguments(parser)
-    return run
+    bench.add_arguments(parser)
+    return bench.run
 
 
 COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], Run], str]] = {
@@ -106,10 +107,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("esd: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader (head, say) has seen enough; without this, the flush at exit fails again.
+    except OSError as error:
+        _drop_output()
+        if not isinstance(error, BrokenPipeError):  # there, the reader (head, say) has seen enough
+            what = error.filename or "the output cannot be written"
+            print(f"esd: {what}: {error.strerror or error}", file=sys.stderr)
+        return FAILED
+
+
+def _drop_output() -> None:
+    """Lets what stdout did not take go nowhere; else the flush at exit fails once more."""
+    with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def _parser(command: str) -> argparse.ArgumentParser:

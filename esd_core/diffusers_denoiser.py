@@ -180,12 +180,28 @@ def load_denoiser(
 
     Raises:
         FileError: nothing can be loaded from there.
+        ConfigError: there is no such device here.
     """
-    place = torch.device(device or _first_device())
+    place = _device(device or _first_device())
     dtype = PRECISIONS.get(precision) or automatic_precision(place)
     pipeline = _load_pipeline(model, dtype)
     pipeline.set_progress_bar_config(disable=True)
     return DiffusersDenoiser(pipeline.to(place))
+
+
+def _device(name: str) -> torch.device:
+    try:
+        torch.ones(1, device=name).item()
+    except (RuntimeError, AssertionError) as error:  # unknown, not built in, or not there
+        raise ConfigError(
+            f"there is no device {name} here: give cuda, mps or cpu ({_first_line(error)})"
+        ) from error
+    return torch.device(name)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _first_device() -> str:
@@ -196,12 +212,12 @@ def _first_device() -> str:
 
 def _load_pipeline(model: str, dtype: torch.dtype) -> DiffusionPipeline:
     quiet = {"torch_dtype": dtype, "use_safetensors": True}
-    if model == POCKET:
-        return StableDiffusionXLPipeline.from_pretrained(
-            _pocket_folder(), add_watermarker=False, **quiet
-        )
     path = Path(model)
     try:
+        if model == POCKET:
+            return StableDiffusionXLPipeline.from_pretrained(
+                _pocket_folder(), add_watermarker=False, **quiet
+            )
         if path.is_file():
             return _load_single_file(path, dtype)
         if path.is_dir() and not (path / "model_index.json").is_file():
@@ -209,11 +225,12 @@ def _load_pipeline(model: str, dtype: torch.dtype) -> DiffusionPipeline:
                 f"{model} is a folder without model_index.json: give a diffusers pipeline folder"
             )
         return DiffusionPipeline.from_pretrained(model, **quiet)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except ESDError:
+        raise
+    except Exception as error:  # a damaged or foreign model trips the loaders in many ways
         raise FileError(
             f"no model can be loaded from {model}: give pocket, a diffusers folder, a .safetensors "
-            f"checkpoint or a hub id ({reason})"
+            f"checkpoint or a hub id ({_first_line(error)})"
         ) from error
 
 
@@ -225,6 +242,8 @@ def _load_single_file(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
     from .formats.header import read_header
 
     names = read_header(path).tensors
+    if not any(name.startswith("model.diffusion_model.") for name in names):
+        raise FileError(f"{path} is no checkpoint, since it holds no UNet: give a whole model")
     is_xl = any(name.startswith("conditioner.embedders.") for name in names)
     kind = StableDiffusionXLPipeline if is_xl else StableDiffusionPipeline
     return kind.from_single_file(str(path), torch_dtype=dtype)

@@ -20,7 +20,7 @@ from torch import Tensor
 from .concepts import parse_all
 from .config import ErasureConfig
 from .denoiser import Denoiser
-from .errors import FileError
+from .errors import ESDError, FileError
 from .formats.header import read_header
 from .formats.safetensors_file import iterate_tensors, write_safetensors
 from .probes import ProbeReport
@@ -102,12 +102,20 @@ def make_erasure(
     """The student's change, in the config's save_dtype, with all metadata.
 
     Nothing in it tells of time or place: the same run makes the same bytes.
+
+    Raises:
+        ESDError: the change is not finite, in save_dtype at least.
     """
     dtype = SAVE_DTYPES[config.training.save_dtype]
     layout = _low_rank_layout if isinstance(student, LowRankStudent) else _full_layout
     tensors = {
         key: value.to(dtype).contiguous() for key, value in layout(student, denoiser).items()
     }
+    if not all(torch.isfinite(value).all() for value in tensors.values()):
+        raise ESDError(
+            "the trained change holds values that are not finite: lower training.learning_rate, "
+            "or set training.save_dtype to fp32"
+        )
     return Erasure(tensors, _metadata(denoiser, config, steps, probes))
 
 
@@ -189,12 +197,17 @@ def read_erasure(path: Path) -> Erasure:
     for key, value in tensors.items():
         if not torch.isfinite(value).all():
             raise FileError(f"{path} is damaged: {key} holds a value that is not finite")
-        partner = key.removesuffix(_UP) + _DOWN
-        if key.endswith(_UP) and not {partner, partner.removesuffix(_DOWN) + _ALPHA} <= set(
-            tensors
-        ):
-            raise FileError(f"{path} is damaged: {key} lacks its other half")
+        if key.endswith(_UP) and not _is_whole(tensors, key.removesuffix(_UP)):
+            raise FileError(f"{path} is damaged: {key} lacks its other half, or does not fit it")
     return Erasure(tensors, header.metadata, Path(path))
+
+
+def _is_whole(tensors: Mapping[str, Tensor], stem: str) -> bool:
+    """Whether a low-rank change has all its parts, in shapes that can be multiplied."""
+    up, down, alpha = (tensors.get(stem + part) for part in (_UP, _DOWN, _ALPHA))
+    if up is None or down is None or alpha is None or min(up.dim(), down.dim()) < 2:
+        return False
+    return up[0].numel() == len(down) > 0 and alpha.numel() == 1
 
 
 def _is_ours(key: str) -> bool:
@@ -217,7 +230,7 @@ def check_fits(erasure: Erasure, denoiser: Denoiser) -> str:
     for name, value in erasure.change().items():
         if name not in base:
             raise FileError(f"{erasure.name} changes {name}, which this model does not have")
-        if value.numel() != base[name].numel() or len(value) != len(base[name]):
+        if value.numel() != base[name].numel() or value.shape[:1] != base[name].shape[:1]:
             raise FileError(
                 f"{erasure.name} was made for another model: {name} has the shape "
                 f"{list(value.shape)} there and {list(base[name].shape)} here"

@@ -106,7 +106,7 @@ class Recorder:
         return self.stop_at is not None and self.done >= self.stop_at
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def recorder():
     return Recorder
 

@@ -279,9 +279,7 @@ def test_batches_erase_and_preserve_in_halves(count, batch_size, reuse, preserve
 
 
 def test_the_order_is_the_streams():
-    one, two, other = (
-        blank(20, 20).order(stream(seed), 4, 1).tolist() for seed in (1, 1, 2)
-    )
+    one, two, other = (blank(20, 20).order(stream(seed), 4, 1).tolist() for seed in (1, 1, 2))
     assert one == two != other
 
 
@@ -292,8 +290,3 @@ def test_a_concept_that_says_nothing_is_refused(toy, settings):
     """Its tokens are those of the empty prompt."""
     with pytest.raises(ConfigError, match='"nothing" encodes to the same tokens'):
         Bank(toy({"nothing": (0, 0, 0, 0)}), settings({"concepts": ["nothing"]}))
-
-
-def test_the_tokenizer_knows_of_such_concepts(denoiser, settings):
-    with pytest.raises(ConfigError, match="same tokens as the empty prompt"):
-        Bank(denoiser, settings({"concepts": ["\u200b"]}))

@@ -165,7 +165,7 @@ def test_picture_is_the_pipelines(denoiser):
     ).images
     ours = denoiser.decode(trace_of_core(denoiser, noise, 3.0, 2, 64, 64)[-1])
     assert ours.shape == (2, 3, 64, 64)
-    assert 0 <= ours.min() and ours.max() <= 1
+    assert ours.min() >= 0 and ours.max() <= 1
     assert distance(ours, theirs) < 1e-5
 
 

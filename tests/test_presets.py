@@ -103,13 +103,18 @@ def test_diffengine_uses_adafactor() -> None:
 
 
 def test_each_architecture_has_a_preset() -> None:
-    assert {a: preset_for(a) for a in ("sdxl", "sd1", "sd2")} == {
+    assert {a: preset_for(a, "esd-x") for a in ("sdxl", "sd1", "sd2")} == {
         "sdxl": "official-sdxl",
         "sd1": "official-sd",
         "sd2": "official-sd",
     }
     with pytest.raises(ConfigError, match='no preset fits "flux"'):
-        preset_for("flux")
+        preset_for("flux", "esd-x")
+
+
+def test_the_wide_methods_get_the_learning_rate_published_for_them() -> None:
+    for method, rate in (("esd-x-strict", 2e-4), ("esd-u", 1e-5), ("esd-all", 1e-5)):
+        assert load_preset(preset_for("sdxl", method))["training"]["learning_rate"] == rate
 
 
 def test_an_unknown_preset_is_refused_with_those_there_are() -> None:

@@ -8,22 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import ErasureConfig, fields, override
-from ..errors import ESDError, FileError
+from ..errors import FileError
 from ..presets import load_preset, load_settings, preset_for, preset_names
 from . import models, outputs
-from .console import StopRequest, note, progress_bar
+from .console import StopRequest, note
+from .events import TerminalEvents
 from .flags import add_fields, given
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..diffusers_denoiser import DiffusersDenoiser
     from ..erase import Result
-    from ..trainer import Progress
 
 FIELDS = fields()
 _GROUPS = {"": "what to erase, and how", "trajectory": "trajectories", "training": "training"}
-_PREVIEW_STEPS = 20
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -49,6 +46,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--resume", action="store_true", help="Go on with the stopped run of the same --out."
     )
     outputs.add_force(parser)
+    add_settings(parser)
+
+
+def add_settings(parser: ArgumentParser) -> None:
+    """A flag for every field of the config."""
     for table, title in _GROUPS.items():
         add_fields(parser, title, [f for f in FIELDS if f.name.rpartition(".")[0] == table])
 
@@ -57,13 +59,13 @@ def run(arguments: Namespace) -> int:
     """Checks all that can be checked without the model, then loads it and trains."""
     is_pocket = arguments.model == models.POCKET
     # A model's kind is not known yet; what must fit each other is the same in its presets.
-    draft = _settled(arguments, models.POCKET if is_pocket else preset_for("sdxl"))
+    draft = _settled(arguments, models.POCKET if is_pocket else "sdxl")
     inputs = [arguments.model] if Path(arguments.model).is_file() else []
     outputs.check_outputs([arguments.out, arguments.report], inputs, arguments.force)
     models.check_model(arguments.model)
     state_file = _state_file(arguments)
     denoiser = models.load(arguments.model, draft.training.precision, arguments.device)
-    config = draft if is_pocket else _settled(arguments, preset_for(denoiser.architecture))
+    config = draft if is_pocket else _settled(arguments, denoiser.architecture)
     result = _train(arguments, denoiser, config, state_file)
     if result.outcome.ending == "stopped":
         _tell_how_to_resume(arguments, state_file, result.outcome.step)
@@ -74,12 +76,15 @@ def run(arguments: Namespace) -> int:
     return 0
 
 
-def _settled(arguments: Namespace, preset: str) -> ErasureConfig:
-    """The preset's settings, below those of --config, below those of the flags."""
-    settings = load_preset(preset)
-    if arguments.config:
-        settings = override(settings, load_settings(arguments.config))
-    return ErasureConfig.from_mapping(override(settings, given(arguments, FIELDS)))
+def _settled(arguments: Namespace, architecture: str) -> ErasureConfig:
+    """The settings of the flags, over those of --config, over the preset that fits them."""
+    asked = load_settings(arguments.config) if arguments.config else {}
+    asked = override(asked, given(arguments, FIELDS))
+    if architecture == models.POCKET:
+        preset = models.POCKET
+    else:
+        preset = preset_for(architecture, asked.get("method", ErasureConfig.method))
+    return ErasureConfig.from_mapping(override(load_preset(preset), asked))
 
 
 def _state_file(arguments: Namespace) -> Path:
@@ -102,7 +107,7 @@ def _train(
 ) -> Result:
     from ..erase import erase
 
-    events = _Events(denoiser, config, arguments.out)
+    events = TerminalEvents(denoiser, config, arguments.out)
     try:
         with models.memory_told(), events.bar, StopRequest() as commands:
             return erase(denoiser, config, events, commands, state_file, arguments.resume)
@@ -110,52 +115,6 @@ def _train(
         if events.saved:
             _tell_how_to_resume(arguments, state_file, events.saved)
         raise
-
-
-class _Events:
-    """Shows the run on the terminal; previews become pictures beside the erasure."""
-
-    def __init__(self, denoiser: DiffusersDenoiser, config: ErasureConfig, out: Path) -> None:
-        self.bar = progress_bar(config.training.steps, "steps")
-        self.saved = 0
-        self._denoiser, self._config, self._out = denoiser, config, out
-
-    def on_step(self, progress: Progress) -> None:
-        if self.bar.n == 0:
-            self.bar.initial = progress.step - 1  # what an earlier run did took no time in this one
-        self.bar.set_postfix_str(f"loss {progress.loss:.4g}", refresh=False)
-        self.bar.update(progress.step - self.bar.n)
-
-    def on_preview(self, step: int, student: dict[str, Tensor]) -> None:
-        path = self._out.with_name(f"{self._out.stem}.step-{step:06}.png")
-        try:
-            self._draw(path, step, student)
-        except ESDError as error:
-            note(f"esd: warning: no preview: {error}")  # which is not worth losing the run
-
-    def on_save(self, step: int, path: Path) -> None:
-        self.saved = step
-
-    def _draw(self, path: Path, step: int, student: dict[str, Tensor]) -> None:
-        from ..concepts import parse_all
-        from ..grid import Row, comparison_grid
-        from ..render import render
-
-        config = self._config
-        prompts = [concept.student_prompt for concept in parse_all(config.concepts)]
-        with self._denoiser.swapped(student):
-            pictures = render(
-                self._denoiser,
-                prompts,
-                [config.seed] * len(prompts),
-                _PREVIEW_STEPS,
-                config.trajectory.guidance,
-                config.width,
-                config.height,
-                batch=1,
-            )
-        rows = [Row(p, [picture]) for p, picture in zip(prompts, pictures, strict=True)]
-        outputs.write_png(path, comparison_grid(rows, [f"step {step}"]), force=True)
 
 
 def _write(

@@ -46,7 +46,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    outputs.check_outputs([arguments.out], [arguments.file, arguments.model], arguments.force)
+    inputs = [arguments.file, arguments.model]
+    is_folder = arguments.to == "diffusers"
+    outputs.check_outputs([arguments.out], inputs, arguments.force, is_folder)
     models.check_model(arguments.model)
     strength = value(arguments, STRENGTH)
     erasures = erased.read([erased.Erased(arguments.file, strength)])

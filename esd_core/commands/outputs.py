@@ -24,11 +24,19 @@ def add_force(parser: ArgumentParser) -> None:
 
 
 def check_outputs(
-    outputs: Iterable[Path | None], inputs: Iterable[str | Path] = (), force: bool = False
+    outputs: Iterable[Path | None],
+    inputs: Iterable[str | Path] = (),
+    force: bool = False,
+    folder: bool = False,
 ) -> None:
     """Refuses outputs that exist (unless `force`), cannot be written, or are one with another.
 
-    Nothing is left on the disk by it. None stands for an output that was not asked for.
+    Nothing is left on the disk by it.
+
+    Args:
+        outputs: None stands for one that was not asked for.
+        inputs: what is read, which nothing may be written over.
+        folder: whether the outputs are folders.
     """
     taken = {Path(path).resolve() for path in inputs}
     for path in outputs:
@@ -39,6 +47,8 @@ def check_outputs(
         taken.add(path.resolve())
         refuse_existing(path, force)
         check_writable(path)
+        if path.exists() and not (path.is_dir() if folder else path.is_file()):
+            raise FileError(f"{path} is there and is no {'folder' if folder else 'file'}")
 
 
 def check_writable(path: Path) -> None:
