@@ -222,6 +222,16 @@ def test_gradients_are_clipped_to_their_norm(denoiser, settings, recorder):
         )
 
 
+def test_checkpointing_in_training_reads_the_student_again(denoiser, settings, recorder):
+    """Once it has left the teacher, what is recomputed must be the student's: bit for bit."""
+    changes = []
+    for enabled in (False, True):
+        switch = {"training.gradient_checkpointing": enabled, "training.steps": 3}
+        host = recorder()
+        changes.append(erase(denoiser, settings(switch), host, host).erasure.change())
+    assert all(torch.equal(changes[1][name], change) for name, change in changes[0].items())
+
+
 def test_warm_up_is_linear_and_then_over(denoiser, settings, recorder):
     """Three steps of it: a quarter, two, three, and from then on all of the learning rate."""
     trainer = trainer_of(denoiser, settings({"training.warmup": 3}))
