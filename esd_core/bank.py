@@ -158,12 +158,13 @@ class Bank:
             concept = self.concepts[i % len(self.concepts)]
             further = concept.name if concept.erase_from else concept.anchor
             lines.append(Line(concept.student_prompt, further, concept))
-        named = [prompt for prompt in self.config.preserved if prompt]
-        if named:
-            # All preserved prompts, the empty one among them, get equal shares of the samples.
-            followed = max(1, round(count * len(named) / len(self.config.preserved)))
-            turns = range(index * followed, (index + 1) * followed)
-            lines += [Line(named[i % len(named)]) for i in turns]
+        preserved = self.config.preserved
+        if preserved:
+            # The empty prompt has its turn like the others, but needs no trajectory of its own.
+            turns = [
+                preserved[i % len(preserved)] for i in range(index * count, (index + 1) * count)
+            ]
+            lines += [Line(prompt) for prompt in turns if prompt]
         return lines
 
     def _follow(

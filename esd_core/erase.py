@@ -11,10 +11,11 @@ import torch
 from .bank import Bank
 from .config import ErasureConfig
 from .denoiser import Denoiser
-from .erasure import Erasure, make_erasure
+from .erasure import Erasure, fingerprint, make_erasure
+from .errors import FileError
 from .probes import Probes
 from .selection import select
-from .state import read_state, refuse_other_run
+from .state import TrainingState, damaged, read_state, refuse_other_run
 from .student import FullStudent, LowRankStudent, Student
 from .trainer import Commands, Events, Outcome, Trainer
 
@@ -53,14 +54,26 @@ def erase(
     state = None
     if resume and state_file:
         state = read_state(state_file)
-        refuse_other_run(state_file, state.values["config"], config.to_mapping())
+        _refuse_other_base(state_file, state, denoiser)
+        refuse_other_run(state_file, state.values.get("config", {}), config.to_mapping())
     probes = Probes(denoiser, bank, config.preserved)
     trainer = Trainer(denoiser, bank, student, probes, state_file)
-    if state:
-        trainer.restore(state)
+    if state and state_file:
+        try:
+            trainer.restore(state)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise damaged(state_file) from error
     outcome = trainer.run(events, commands)
     erasure = make_erasure(student, denoiser, config, outcome.step, outcome.probes)
     return Result(erasure, outcome, _report(trainer, outcome))
+
+
+def _refuse_other_base(path: Path, state: TrainingState, denoiser: Denoiser) -> None:
+    if state.values.get("base") != fingerprint(denoiser.parameters()):
+        raise FileError(
+            f"{path} belongs to a run on another model, or in another precision: give the same "
+            "one, or start without --resume"
+        )
 
 
 def make_student(denoiser: Denoiser, config: ErasureConfig) -> Student:

@@ -69,6 +69,11 @@ class Erasure:
     def concepts(self) -> tuple[str, ...]:
         return tuple(json.loads(self.metadata.get("esd.concepts", "[]")))
 
+    @property
+    def fingerprint(self) -> list[float]:
+        """Of the base that it was made for; empty when that is not known."""
+        return [float(v) for v in self.metadata.get("esd.base_fingerprint", "").split()]
+
     def change(self) -> dict[str, Tensor]:
         """float32 change by canonical name; low-rank ones are multiplied out, as matrices."""
         whole = {
@@ -109,7 +114,8 @@ def make_erasure(
     dtype = SAVE_DTYPES[config.training.save_dtype]
     layout = _low_rank_layout if isinstance(student, LowRankStudent) else _full_layout
     tensors = {
-        key: value.to(dtype).contiguous() for key, value in layout(student, denoiser).items()
+        key: value if key.endswith(_ALPHA) else value.to(dtype).contiguous()
+        for key, value in layout(student, denoiser).items()
     }
     if not all(torch.isfinite(value).all() for value in tensors.values()):
         raise ESDError(
@@ -197,9 +203,15 @@ def read_erasure(path: Path) -> Erasure:
     for key, value in tensors.items():
         if not torch.isfinite(value).all():
             raise FileError(f"{path} is damaged: {key} holds a value that is not finite")
-        if key.endswith(_UP) and not _is_whole(tensors, key.removesuffix(_UP)):
+        stem = key.removesuffix(_UP).removesuffix(_DOWN).removesuffix(_ALPHA)
+        if stem != key and not _is_whole(tensors, stem):
             raise FileError(f"{path} is damaged: {key} lacks its other half, or does not fit it")
-    return Erasure(tensors, header.metadata, Path(path))
+    erasure = Erasure(tensors, header.metadata, Path(path))
+    try:
+        _ = erasure.concepts, erasure.fingerprint
+    except (TypeError, ValueError) as error:
+        raise FileError(f"{path} is damaged: its metadata cannot be read") from error
+    return erasure
 
 
 def _is_whole(tensors: Mapping[str, Tensor], stem: str) -> bool:
@@ -207,7 +219,7 @@ def _is_whole(tensors: Mapping[str, Tensor], stem: str) -> bool:
     up, down, alpha = (tensors.get(stem + part) for part in (_UP, _DOWN, _ALPHA))
     if up is None or down is None or alpha is None or min(up.dim(), down.dim()) < 2:
         return False
-    return up[0].numel() == len(down) > 0 and alpha.numel() == 1
+    return up.shape[1:].numel() == len(down) > 0 and alpha.numel() == 1
 
 
 def _is_ours(key: str) -> bool:
@@ -239,10 +251,9 @@ def check_fits(erasure: Erasure, denoiser: Denoiser) -> str:
 
 
 def _other_weights(erasure: Erasure, base: Mapping[str, Tensor]) -> str:
-    recorded = erasure.metadata.get("esd.base_fingerprint", "")
-    here = fingerprint(base)
-    before, now = (torch.tensor([float(v) for v in f.split()]) for f in (recorded, here))
-    if not recorded or len(before) != len(now):
+    before = torch.tensor(erasure.fingerprint)
+    now = torch.tensor([float(v) for v in fingerprint(base).split()])
+    if not len(before) or len(before) != len(now):
         return ""
     difference = float((now - before).norm() / before.norm())
     if difference <= _SAME_WEIGHTS:

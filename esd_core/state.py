@@ -22,7 +22,13 @@ from .formats.safetensors_file import iterate_tensors, write_safetensors
 FORMAT = "esd-training-state-1"
 
 # Settings that may differ when a run goes on: they decide when it ends or reports, not its course.
-_FREE = {"steps", "save_every", "preview_every", "probe_every", "until", "max_drift", "save_dtype"}
+_FREE = {
+    f"training.{name}"
+    for name in (
+        *("steps", "save_every", "preview_every", "probe_every", "until", "max_drift"),
+        "save_dtype",
+    )
+}
 
 
 @dataclass
@@ -55,7 +61,16 @@ def read_state(path: Path) -> TrainingState:
     metadata = read_header(path).metadata
     if metadata.get("format") != FORMAT:
         raise FileError(f"{path} is no training state of this version: start without --resume")
-    return TrainingState(dict(iterate_tensors(path)), json.loads(metadata["values"]))
+    try:
+        values = json.loads(metadata["values"])
+    except (KeyError, ValueError) as error:
+        raise damaged(path) from error
+    return TrainingState(dict(iterate_tensors(path)), values)
+
+
+def damaged(path: Path) -> FileError:
+    """What is said of a state file whose parts are missing or do not fit."""
+    return FileError(f"{path} is damaged: start without --resume")
 
 
 def refuse_other_run(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -64,7 +79,9 @@ def refuse_other_run(path: Path, before: Mapping[str, Any], now: Mapping[str, An
         f"{prefix}{key}"
         for prefix, old, new in _tables(before, now)
         for key in sorted(set(old) | set(new))
-        if key not in _FREE and not isinstance(new.get(key), dict) and old.get(key) != new.get(key)
+        if f"{prefix}{key}" not in _FREE
+        and not isinstance(new.get(key), dict)
+        and old.get(key) != new.get(key)
     ]
     if changed:
         raise FileError(

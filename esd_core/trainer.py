@@ -14,6 +14,7 @@ from transformers.optimization import Adafactor
 from .bank import Bank, Samples
 from .config import TrainingConfig
 from .denoiser import Denoiser
+from .erasure import fingerprint
 from .errors import ESDError
 from .objective import regression_loss
 from .probes import ProbeReport, Probes
@@ -93,6 +94,7 @@ class Trainer:
         self.samples: Samples | None = None
         self.batches = torch.empty(0, 0, dtype=torch.long)
         self.kept: dict[str, Tensor] = {}
+        self.kept_step = 0
 
     def run(self, events: Events, commands: Commands) -> Outcome:
         """Trains until the steps are done, a probe says so, or the host asks to stop.
@@ -125,6 +127,9 @@ class Trainer:
         if ending == "stopped":
             self.save(events)
         report = self.probes.measure(self.student.tensors())
+        if ending == "done" and self._drifts(report):
+            self._take_back()
+            ending, report = "drifted", self.probes.measure(self.student.tensors())
         return Outcome(ending, self.step, time.monotonic() - started, self.losses, report)
 
     def _next_batch(self) -> Tensor:
@@ -181,18 +186,23 @@ class Trainer:
         """What the probes say: go on ("done" so far), "erased" or "drifted"."""
         training = self.config.training
         report = self.probes.measure(self.student.tensors())
+        if self._drifts(report):
+            self._take_back()
+            return "drifted"
         if training.max_drift:
-            if max(report.drift[p] for p in self.probes.preserved) > training.max_drift:
-                self._take_back()
-                return "drifted"
             self.kept = {n: m.detach().clone() for n, m in self.student.masters.items()}
+            self.kept_step = self.step
         if training.until and max(report.share.values()) <= training.until:
             return "erased"
         return "done"
 
+    def _drifts(self, report: ProbeReport) -> bool:
+        limit = self.config.training.max_drift
+        return limit > 0 and max(report.drift[p] for p in self.probes.preserved) > limit
+
     @torch.no_grad()
     def _take_back(self) -> None:
-        """The last masters that were within the drift, or the untrained ones."""
+        """To the last probe that was within the drift; ESDError when there was none."""
         if not self.kept:
             raise ESDError(
                 "the first probe already lies beyond training.max_drift: lower "
@@ -200,6 +210,7 @@ class Trainer:
             )
         for name, master in self.student.masters.items():
             master.copy_(self.kept[name])
+        self.step = self.kept_step
 
     # -- state
 
@@ -226,6 +237,8 @@ class Trainer:
             "step": self.step,
             "round": self.round,
             "position": self.position,
+            "kept_step": self.kept_step,
+            "base": fingerprint(self.denoiser.parameters()),
             "losses": self.losses,
             "erasing": self.samples.erasing if self.samples else 0,
             "evaluations": self.bank.evaluations,
@@ -239,8 +252,12 @@ class Trainer:
     @torch.no_grad()
     def restore(self, state: TrainingState) -> None:
         """Goes back to where `state` was taken."""
-        for name, value in state.group("student").items():
-            self.student.masters[name].copy_(value)
+        masters = self.student.masters
+        saved = state.group("student")
+        if {n: m.shape for n, m in masters.items()} != {n: m.shape for n, m in saved.items()}:
+            raise ValueError("the state is of another student")
+        for name, value in saved.items():
+            masters[name].copy_(value)
         self.kept = {
             n: v.to(self.student.masters[n].device, copy=True)
             for n, v in state.group("kept").items()
@@ -254,6 +271,7 @@ class Trainer:
         self.noise.set_state(run["noise"])
         self.order.set_state(run["order"])
         self.step, self.round, self.position = values["step"], values["round"], values["position"]
+        self.kept_step = values["kept_step"]
         self.losses = list(values["losses"])
         self.bank.evaluations = values["evaluations"]
 
