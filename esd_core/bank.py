@@ -19,7 +19,7 @@ from .concepts import Concept, parse_all
 from .config import ErasureConfig
 from .denoiser import Conditioning, Denoiser, Schedule
 from .errors import ConfigError
-from .objective import erasure_target
+from .objective import erasure_target, own_form_weight
 from .sampling import predict_together, sample, unit_noise
 
 
@@ -57,7 +57,7 @@ class Samples:
     def order(self, generator: torch.Generator, batch_size: int, reuse: int) -> Tensor:
         """Rows of shuffled batches, int64 [batches, B]: every one erases and preserves in halves.
 
-        Each erasing sample comes `reuse` times.
+        Each erasing sample comes `reuse` times, but for the few that fill no whole batch.
         """
         preserving = len(self) - self.erasing
         share = batch_size - (batch_size // 2 if preserving else 0)
@@ -205,7 +205,10 @@ class Bank:
     ) -> Samples:
         """One sample a line; lines that erase come first (they always do in a round)."""
         targets = [self._target(line, [p[i] for p in predictions]) for i, line in enumerate(lines)]
-        weights = [1.0 if line.concept else self.config.preserve_weight for line in lines]
+        own_form = own_form_weight(sigma, self.denoiser.prediction_type)
+        weights = [
+            own_form * (1.0 if line.concept else self.config.preserve_weight) for line in lines
+        ]
         return Samples(
             x.cpu(),
             torch.full((len(lines),), sigma),

@@ -128,7 +128,7 @@ class TrainingConfig(Settings):
     )
     until: float = setting(
         0.0,
-        "Stop early once this share or less of the concept is left, by its probe; 0 is off.",
+        "Stop early once two probes running find this share or less of the concept; 0 is off.",
         Bounds(0, 1),
     )
     max_drift: float = setting(

@@ -77,6 +77,8 @@ class Denoiser(Protocol):
 
     architecture: str
     """"sdxl", "sd1" or "sd2": which tensors a method selects."""
+    prediction_type: str
+    """"epsilon" or "v_prediction": the form of the model's own output, in which errors count."""
     device: torch.device
     compute_dtype: torch.dtype
     """What the network computes in; swapped-in tensors must be of this dtype."""

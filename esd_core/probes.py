@@ -110,4 +110,13 @@ class Probes:
         return ProbeReport(share, distance, drift)
 
     def _predict(self, states: _States) -> Tensor:
-        return self._denoiser.predict_noise(states.x, states.sigma, states.prompt)
+        """The student's eps-hat at all states, in batches no larger than the training's."""
+        parts = torch.arange(len(states.x)).split(self._config.training.batch_size)
+        return torch.cat(
+            [
+                self._denoiser.predict_noise(
+                    states.x[rows], states.sigma[rows], states.prompt.select(rows)
+                )
+                for rows in parts
+            ]
+        )

@@ -95,6 +95,7 @@ class Trainer:
         self.batches = torch.empty(0, 0, dtype=torch.long)
         self.kept: dict[str, Tensor] = {}
         self.kept_step = 0
+        self.below_until = False
 
     def run(self, events: Events, commands: Commands) -> Outcome:
         """Trains until the steps are done, a probe says so, or the host asks to stop.
@@ -192,9 +193,10 @@ class Trainer:
         if training.max_drift:
             self.kept = {n: m.detach().clone() for n, m in self.student.masters.items()}
             self.kept_step = self.step
-        if training.until and max(report.share.values()) <= training.until:
-            return "erased"
-        return "done"
+        below = training.until > 0 and max(report.share.values()) <= training.until
+        # One reading may be a dip of a noisy run: the share must stay there for a second one.
+        stays, self.below_until = below and self.below_until, below
+        return "erased" if stays else "done"
 
     def _drifts(self, report: ProbeReport) -> bool:
         limit = self.config.training.max_drift
@@ -238,6 +240,7 @@ class Trainer:
             "round": self.round,
             "position": self.position,
             "kept_step": self.kept_step,
+            "below_until": self.below_until,
             "base": fingerprint(self.denoiser.parameters()),
             "losses": self.losses,
             "erasing": self.samples.erasing if self.samples else 0,
@@ -271,7 +274,7 @@ class Trainer:
         self.noise.set_state(run["noise"])
         self.order.set_state(run["order"])
         self.step, self.round, self.position = values["step"], values["round"], values["position"]
-        self.kept_step = values["kept_step"]
+        self.kept_step, self.below_until = values["kept_step"], values["below_until"]
         self.losses = list(values["losses"])
         self.bank.evaluations = values["evaluations"]
 

@@ -119,6 +119,7 @@ class Toy:
     """
 
     architecture = "sdxl"
+    prediction_type = "epsilon"
     device = torch.device("cpu")
     compute_dtype = torch.float32
 

@@ -317,6 +317,21 @@ def test_until_ends_a_run_when_little_is_left(denoiser, settings, recorder):
     assert outcome.probes.share["Van Gogh"] <= 0.4
 
 
+def test_until_takes_two_probes_running(denoiser, settings, recorder):
+    """The run ends at the first step whose share, and the one's before it, lie below."""
+    trainer, shares = trainer_of(denoiser, settings(SLOW)), [1.0]
+
+    def note():
+        shares.append(trainer.probes.measure(trainer.student.tensors()).share["Van Gogh"])
+
+    host = recorder(at=dict.fromkeys(range(1, 21), note))
+    trainer.run(host, host)
+    limit = sorted(shares)[len(shares) // 2]
+    expected = next(i for i in range(1, 21) if max(shares[i - 1 : i + 1]) <= limit)
+    config = settings({**SLOW, "training.until": limit, "training.probe_every": 1})
+    assert erase(denoiser, config, recorder(), recorder()).outcome.step == expected
+
+
 @pytest.fixture(scope="module")
 def drifting(denoiser, settings, recorder):
     """(step, limit): a run of SLOW drifts beyond the limit at that step, and not before."""
