@@ -37,6 +37,8 @@ class HostDenoiser:
         self.architecture = architecture(model)
         self.device: torch.device = model.load_device
         self.compute_dtype = compute_dtype(model)
+        self.prediction = type(model.model.model_sampling).__mro__[2].__name__
+        """The host's name for what the network predicts."""
         self._teacher = parameters(model)
         modules = dict(model.model.diffusion_model.named_modules())
         self._slots: dict[str, Slot] = {}

@@ -20,7 +20,7 @@ _SCALES = ("scale_weight", "weight_scale", "scale_input", "input_scale")
 
 
 def architecture(model: comfy.model_patcher.ModelPatcher) -> str:
-    """"sdxl", "sd1" or "sd2"; ESDError for any other MODEL."""
+    """ "sdxl", "sd1" or "sd2"; ESDError for any other MODEL."""
     inner = model.model
     unet = getattr(inner, "diffusion_model", None)
     kind = type(inner).__name__
