@@ -85,9 +85,12 @@ class Server:
         self.address = f"127.0.0.1:{port}"
         self.client = uuid.uuid4().hex
 
-    def get(self, path: str) -> Any:
+    def text(self, path: str) -> str:
         with urllib.request.urlopen(f"http://{self.address}{path}", timeout=30) as answer:
-            return json.loads(answer.read())
+            return str(answer.read().decode())
+
+    def get(self, path: str) -> Any:
+        return json.loads(self.text(path))
 
     def post(self, path: str, content: Any) -> Any:
         data = json.dumps(content).encode()
@@ -114,8 +117,17 @@ class Server:
             run = self._listen(link, queued, on_text)
         finally:
             link.close()
-        run.history = self.get(f"/history/{queued}").get(queued, {})
+        run.history = self._history(queued)
         return run
+
+    def _history(self, queued: str) -> dict[str, Any]:
+        """The entry of a prompt that has ended, which is written a moment after it says so."""
+        for _ in range(100):
+            entry = self.get(f"/history/{queued}").get(queued)
+            if entry:
+                return dict(entry)
+            time.sleep(0.1)
+        raise RuntimeError(f"ComfyUI has no history of {queued}")
 
     def _queue(self, prompt: Prompt) -> str:
         try:
@@ -174,8 +186,12 @@ def running(comfyui: Path, base: Path) -> Iterator[Server]:
     command = [os.environ.get(PYTHON_VARIABLE, sys.executable), "main.py", "--cpu"]
     command += ["--port", server.address.rpartition(":")[2], "--base-directory", str(base)]
     command += ["--disable-api-nodes", "--preview-method", "latent2rgb"]
+    # Pocket is small: more threads only wait for each other.
+    world = {**os.environ, "OMP_NUM_THREADS": "1"}
     with server.log.open("wb") as log:
-        process = subprocess.Popen(command, cwd=comfyui, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=comfyui, stdout=log, stderr=subprocess.STDOUT, env=world
+        )
         try:
             _wait(server, process)
             yield server
