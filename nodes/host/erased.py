@@ -9,14 +9,12 @@ import comfy.model_patcher
 import comfy.utils
 from torch import Tensor
 
-from ...esd_core.erasure import Erasure, check_fits, read_erasure
+from ...esd_core.erasure import FORMAT, Erasure, check_fits, read_erasure
 from ...esd_core.errors import FileError
 from ...esd_core.formats.header import read_header
 from ...esd_core.formats.safetensors_file import iterate_tensors
 from .model import PREFIX, architecture, parameters
 from .patches import patched, with_prefix
-
-_OURS = "esd.format"
 
 
 def load(
@@ -31,7 +29,7 @@ def load(
         FileError: the file is damaged, holds no weights for this MODEL, or is for another kind.
     """
     header = read_header(path)
-    if _OURS in header.metadata:
+    if header.metadata.get("esd.format") == FORMAT:
         erasure = read_erasure(path)
         warning = check(model, erasure)
         return patched(model, with_prefix(erasure.tensors), strength), warning

@@ -26,6 +26,8 @@ SMALL_OPTIONS = {
     "save_dtype": "fp32",
 }
 PROMPT = "a house in the style of Van Gogh"
+AGAIN = " "
+"""Behind a prompt: the same tokens, but not the same to the server's cache."""
 
 
 class Graph:
@@ -34,6 +36,7 @@ class Graph:
     def __init__(self, server: Server) -> None:
         self._server = server
         self.prompt: Prompt = {}
+        self.samplers: dict[str, str] = {}
 
     def add(self, kind: str, **inputs: Any) -> str:
         """Adds a node; its id."""
@@ -58,7 +61,8 @@ class Graph:
     def picture(
         self, model: Link, clip: Link, vae: Link, prompt: str = PROMPT, seed: int = 1
     ) -> str:
-        """A picture by stock nodes, saved; the node that saves it."""
+        """A picture by stock nodes, saved; the node that saves it, whose KSampler is in
+        `samplers`. The server does not sample again what it has sampled: see AGAIN."""
         size = {"width": 128, "height": 128, "batch_size": 1}
         latent = self.add("EmptyLatentImage", **size)
         positive = self.add("CLIPTextEncode", text=prompt, clip=clip)
@@ -76,7 +80,9 @@ class Graph:
             latent_image=[latent, 0],
         )
         decoded = self.add("VAEDecode", samples=[sampled, 0], vae=vae)
-        return self.add("SaveImage", images=[decoded, 0], filename_prefix="test")
+        saved = self.add("SaveImage", images=[decoded, 0], filename_prefix="test")
+        self.samplers[saved] = sampled
+        return saved
 
     def run(self, **listening: Any) -> Run:
         return self._server.run(self.prompt, **listening)

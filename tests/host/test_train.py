@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from graphs import PROMPT, Graph, files, pictures
+from graphs import AGAIN, PROMPT, Graph, files, pictures
 from PIL import Image
 
 from esd_core.erasure import read_erasure
@@ -99,10 +99,10 @@ def test_the_model_that_came_in_is_the_same_after(server, trained):
     first = graph.run()
     graph.train(model, clip, {}, seed=3, filename_prefix="esd/between")
     assert graph.run().ending == "execution_success"
-    after = graph.picture(model, clip, vae, prompt="a boat", seed=5)
-    graph.prompt["1"]["inputs"] = {}
+    after = graph.picture(model, clip, vae, prompt="a boat" + AGAIN, seed=5)
     last = graph.run()
-    assert "1" not in last.executed(), "the MODEL must be the one that was trained on"
+    assert model[0] not in last.executed(), "the MODEL must be the one that was trained on"
+    assert graph.samplers[after] in last.executed()
     one, two = pictures(server, first, before)[0], pictures(server, last, after)[0]
     assert np.array_equal(one, two)
 
@@ -164,10 +164,11 @@ def test_an_upstream_lora_is_trained_as_it_stands(server, trained):
     )
     before = graph.picture([lora, 0], clip, vae)
     train = graph.train([lora, 0], clip, {}, concepts="Mondrian", filename_prefix="esd/over-lora")
-    after = graph.picture([lora, 0], clip, vae, seed=1)
-    plain = graph.picture(model, clip, vae)
+    after = graph.picture([lora, 0], clip, vae, PROMPT + AGAIN)
+    plain = graph.picture(model, clip, vae, PROMPT + AGAIN)
     run = graph.run()
     assert run.ending == "execution_success", run.error
+    assert {graph.samplers[after], graph.samplers[plain]} <= run.executed()
     assert np.array_equal(*(pictures(server, run, node)[0] for node in (before, after)))
     original = pictures(server, trained[0], trained[1]["before"])[0]
     assert np.array_equal(pictures(server, run, plain)[0], original)
@@ -195,8 +196,9 @@ def test_pictures_are_the_same_after_a_cancel(server, trained):
     assert run.ending == "execution_interrupted"
     graph = Graph(server)
     model, clip, vae = graph.pocket()
-    saved = graph.picture(model, clip, vae, prompt=PROMPT)
+    saved = graph.picture(model, clip, vae, PROMPT + 2 * AGAIN)
     after = graph.run()
+    assert graph.samplers[saved] in after.executed()
     original = pictures(server, trained[0], trained[1]["before"])[0]
     assert np.array_equal(pictures(server, after, saved)[0], original)
     for state in files(server, "esd_training/*"):
