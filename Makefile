@@ -17,6 +17,9 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	@# The nodes import the core from above, as a part of ComfyUI: the pack needs a name for that.
+	@mkdir -p build && ln -sfn .. build/esd_pack
+	MYPYPATH=build $(VENV)/bin/mypy --package esd_pack.nodes
 
 # The stamp is written last, so that an install that broke off is taken up again.
 $(INSTALLED): pyproject.toml

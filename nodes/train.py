@@ -77,7 +77,12 @@ class ESDTrain(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, filename_prefix: str, options: Options | None = None, **values
+        cls,
+        model: Any,
+        clip: Any,
+        filename_prefix: str,
+        options: Options | None = None,
+        **values: Any,
     ) -> io.NodeOutput:
         config = _config(values, options)
         node = cls.hidden.unique_id

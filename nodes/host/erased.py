@@ -43,7 +43,7 @@ def load(
 def check(model: comfy.model_patcher.ModelPatcher, erasure: Erasure) -> str:
     """FileError for a MODEL that the erasure was not made for; a warning for other weights."""
     base = SimpleNamespace(architecture=architecture(model), parameters=lambda: parameters(model))
-    return check_fits(erasure, base)  # type: ignore[arg-type]  # all that it looks at
+    return check_fits(erasure, base)  # all that it looks at
 
 
 def _official(
