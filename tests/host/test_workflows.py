@@ -116,7 +116,7 @@ def test_the_demo_erases_van_gogh_and_leaves_the_rest(server, declared):
 
 def looks(server, run, node):
     oracle = load_oracle()
-    read = [torch.from_numpy(p).movedim(-1, 0) / 255 for p in pictures(server, run, node)]
+    read = [torch.tensor(p).movedim(-1, 0) / 255 for p in pictures(server, run, node)]
     return oracle.read(torch.stack(read))[1]
 
 
