@@ -70,6 +70,7 @@ class ESDCompare(io.ComfyNode):
         width: int,
         height: int,
         clip_vision: Any = None,
+        slider: Any = None,
     ) -> io.NodeOutput:
         lines = _lines(prompts)
         if not lines:
@@ -85,7 +86,13 @@ class ESDCompare(io.ComfyNode):
         measured = _measured(columns, clip_vision)
         image = _grid(lines, columns, asked)
         report = _report(lines, measured, asked)
-        return io.NodeOutput(image, *columns, report, ui=ui.PreviewImage(image, cls=cls))
+        return io.NodeOutput(image, *columns, report, ui=cls._shown(image, columns))
+
+    @classmethod
+    def _shown(cls, grid: Tensor, columns: Sequence[Tensor]) -> dict[str, Any]:
+        """The grid, and what web/compare.js puts into the slider."""
+        before, after = (ui.PreviewImage(column, cls=cls).as_dict()["images"] for column in columns)
+        return ui.PreviewImage(grid, cls=cls).as_dict() | {"a_images": before, "b_images": after}
 
 
 _NO_PROMPT = "prompts is empty: write at least one prompt to draw, one a line"
@@ -140,7 +147,16 @@ def _widgets() -> list[io.Input]:
             optional=True,
             tooltip="Adds how alike the pictures are in what they show, by their embeddings.",
         ),
+        *_slider(),
     ]
+
+
+def _slider() -> list[io.Input]:
+    """The host's widget for comparing pictures, where it has one."""
+    if not hasattr(io, "ImageCompare"):
+        return []
+    tooltip = "Original and erased under one slider, after a run."
+    return [io.ImageCompare.Input("slider", optional=True, tooltip=tooltip)]
 
 
 def _lines(text: str) -> list[str]:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import comfy.model_patcher
+import comfy.model_sampling
 import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
@@ -37,8 +38,8 @@ class HostDenoiser:
         self.architecture = architecture(model)
         self.device: torch.device = model.load_device
         self.compute_dtype = compute_dtype(model)
-        self.prediction = type(model.model.model_sampling).__mro__[2].__name__
-        """The host's name for what the network predicts."""
+        is_v = isinstance(model.model.model_sampling, comfy.model_sampling.V_PREDICTION)
+        self.prediction_type = "v_prediction" if is_v else "epsilon"
         self._teacher = parameters(model)
         modules = dict(model.model.diffusion_model.named_modules())
         self._slots: dict[str, Slot] = {}

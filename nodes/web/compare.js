@@ -8,11 +8,13 @@ app.registerExtension({
   name: "ESD.Compare",
   nodeCreated(node) {
     if (node.constructor.comfyClass !== "ESDCompare") return;
+    const slider = node.widgets?.find((widget) => widget.type === "imagecompare");
+    if (!slider) return;
+    // What it shows is no input: with it, the same prompt would never be the same to the cache.
+    slider.options = { ...slider.options, serialize: false };
     const inherited = node.onExecuted;
     node.onExecuted = function (output) {
       inherited?.call(this, output);
-      const slider = this.widgets?.find((widget) => widget.type === "imagecompare");
-      if (!slider) return;
       slider.value = {
         beforeImages: addresses(output.a_images),
         afterImages: addresses(output.b_images),
