@@ -1,14 +1,19 @@
-# make demo | test | lint | clean.  Needs Python 3.10 or newer with pip, and nothing else.
+# make demo | test | lint | host | comfy | clean.  Needs Python 3.10 or newer with pip, and nothing else.
 # PYTHON chooses the interpreter that .venv is made from: make PYTHON=python3.12 demo
 
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+# Where a ComfyUI is looked for, or put: see tests/host/comfy_server.py for the whole search.
+COMFYUI := $(or $(COMFYUI_PATH),$(HOME)/comfy/ComfyUI)
+WORLD := out/comfyui
+
+.PHONY: demo test lint host comfy clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/esd demo --out out/demo
+	$(VENV)/bin/python tests/host/demo.py out/demo
 
 test: $(INSTALLED)
 	$(VENV)/bin/pytest -q
@@ -17,6 +22,21 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	@# The nodes import the core from above, as a part of ComfyUI: the pack needs a name for that.
+	@mkdir -p build && ln -sfn .. build/esd_pack
+	MYPYPATH=build $(VENV)/bin/mypy --package esd_pack.nodes
+
+# A ComfyUI for the tests of the nodes, where comfy-cli puts it, and its requirements beside ours.
+host: $(INSTALLED)
+	@test -f "$(COMFYUI)/main.py" || \
+	    $(VENV)/bin/comfy --skip-prompt --workspace "$(COMFYUI)" install --cpu \
+	        --skip-requirement --skip-manager --skip-torch-or-directml $(if $(COMFYUI_URL),--url $(COMFYUI_URL))
+	$(VENV)/bin/python -m pip install --quiet --requirement "$(COMFYUI)/requirements.txt"
+
+# A ComfyUI with the pack, for a person: http://127.0.0.1:8188, files below $(WORLD).
+comfy: host
+	@mkdir -p $(WORLD)/custom_nodes && ln -sfn "$(CURDIR)" $(WORLD)/custom_nodes/esd-concept-erasure
+	$(CURDIR)/$(VENV)/bin/python "$(COMFYUI)/main.py" --base-directory "$(CURDIR)/$(WORLD)" $(ARGS)
 
 # The stamp is written last, so that an install that broke off is taken up again.
 $(INSTALLED): pyproject.toml

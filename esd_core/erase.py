@@ -49,6 +49,18 @@ def erase(
         ESDError: an input does not fit, the state is missing or of another run, or the loss is
             not finite.
     """
+    trainer = prepare(denoiser, config, state_file, resume, bank_type)
+    return finish(trainer, trainer.run(events, commands))
+
+
+def prepare(
+    denoiser: Denoiser,
+    config: ErasureConfig,
+    state_file: Path | None = None,
+    resume: bool = False,
+    bank_type: type[Bank] = Bank,
+) -> Trainer:
+    """The trainer that `erase` runs, for a host that has to reach it on the way."""
     bank = bank_type(denoiser, config)
     student = make_student(denoiser, config)
     state = None
@@ -63,8 +75,14 @@ def erase(
             trainer.restore(state)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise damaged(state_file) from error
-    outcome = trainer.run(events, commands)
-    erasure = make_erasure(student, denoiser, config, outcome.step, outcome.probes)
+    return trainer
+
+
+def finish(trainer: Trainer, outcome: Outcome) -> Result:
+    """What a trainer that has run leaves."""
+    erasure = make_erasure(
+        trainer.student, trainer.denoiser, trainer.config, outcome.step, outcome.probes
+    )
     return Result(erasure, outcome, _report(trainer, outcome))
 
 

@@ -21,14 +21,14 @@ from .formats.safetensors_file import iterate_tensors, write_safetensors
 
 FORMAT = "esd-training-state-1"
 
-# Settings that may differ when a run goes on: they decide when it ends or reports, not its course.
-_FREE = {
+FREE = {
     f"training.{name}"
     for name in (
         *("steps", "save_every", "preview_every", "probe_every", "until", "max_drift"),
         "save_dtype",
     )
 }
+"""Settings that may differ when a run goes on: when it ends or reports, not its course."""
 
 
 @dataclass
@@ -79,7 +79,7 @@ def refuse_other_run(path: Path, before: Mapping[str, Any], now: Mapping[str, An
         f"{prefix}{key}"
         for prefix, old, new in _tables(before, now)
         for key in sorted(set(old) | set(new))
-        if f"{prefix}{key}" not in _FREE
+        if f"{prefix}{key}" not in FREE
         and not isinstance(new.get(key), dict)
         and old.get(key) != new.get(key)
     ]

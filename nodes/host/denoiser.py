@@ -1,0 +1,129 @@
+"""The backend of ComfyUI: a MODEL and a CLIP behind the core's Denoiser protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import comfy.model_patcher
+import comfy.model_sampling
+import torch
+from comfy.ldm.modules.attention import BasicTransformerBlock
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+from comfy.model_management import throw_exception_if_processing_interrupted
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ...esd_core.denoiser import Conditioning, Schedule
+from ...esd_core.errors import ConfigError, ESDError
+from .model import architecture, context_width, parameters
+from .session import Slot, compute_dtype, differentiable_attention
+from .text import Texts
+
+_FACTOR = 8
+"""Pixels a latent, of all architectures that can be trained."""
+
+
+class HostDenoiser:
+    """Speaks for a MODEL that `session.lent` has lent.
+
+    Only weights and model sampling are seen, not what acts on sampling alone (FreeU, PAG, and
+    other patches of attention): those come back when the result is sampled.
+    """
+
+    def __init__(self, model: comfy.model_patcher.ModelPatcher, texts: Texts) -> None:
+        self.model, self.texts = model, texts
+        self.architecture = architecture(model)
+        self.device: torch.device = model.load_device
+        self.compute_dtype = compute_dtype(model)
+        is_v = isinstance(model.model.model_sampling, comfy.model_sampling.V_PREDICTION)
+        self.prediction_type = "v_prediction" if is_v else "epsilon"
+        self._teacher = parameters(model)
+        modules = dict(model.model.diffusion_model.named_modules())
+        self._slots: dict[str, Slot] = {}
+        for name in self._teacher:
+            path, _, leaf = name.rpartition(".")
+            self._slots[name] = modules[path], leaf
+
+    def parameters(self) -> Mapping[str, Tensor]:
+        return self._teacher
+
+    @contextmanager
+    def swapped(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        slots = [(*self._slots[name], tensor) for name, tensor in tensors.items()]
+        before = [module._parameters[leaf] for module, leaf, _ in slots]
+        try:
+            for module, leaf, tensor in slots:
+                module._parameters[leaf] = tensor  # type: ignore[assignment]  # no leaf needed
+            yield
+        finally:
+            for (module, leaf, tensor), original in zip(slots, before, strict=True):
+                if module._parameters[leaf] is tensor:  # put back only what is still ours
+                    module._parameters[leaf] = original
+
+    @contextmanager
+    def checkpointed(self, enabled: bool) -> Iterator[None]:
+        """The host has no switch for it: blocks forget what they computed, one by one."""
+        kinds = (ResBlock, BasicTransformerBlock)
+        unet = self.model.model.diffusion_model
+        blocks = [block for block in unet.modules() if enabled and isinstance(block, kinds)]
+        try:
+            for block in blocks:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+            yield
+        finally:
+            for block in blocks:
+                block.__dict__.pop("forward", None)  # the class's own shows again
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        if width % _FACTOR or height % _FACTOR:
+            raise ConfigError(
+                f"width and height must be multiples of {_FACTOR}, not {width}x{height}"
+            )
+        channels: int = self.model.model.latent_format.latent_channels
+        return channels, height // _FACTOR, width // _FACTOR
+
+    def schedule(self, steps: int) -> Schedule:
+        """Even steps through the training's noise levels, from below, as SDXL is published."""
+        levels = self.model.model.model_sampling.sigmas.float().cpu()
+        stride = len(levels) // steps
+        if not stride:
+            raise ConfigError(
+                f"trajectory.steps must be at most {len(levels)}, the noise levels of the MODEL"
+            )
+        rows = 1 + stride * torch.arange(steps - 1, -1, -1)
+        sigmas = torch.cat([levels[rows.clamp(max=len(levels) - 1)], torch.zeros(1)])
+        return Schedule(sigmas, float((sigmas[0] ** 2 + 1).sqrt()))
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], width: int, height: int) -> Conditioning:
+        """`pooled` holds what the MODEL makes of pooled text and sizes together."""
+        states, pooled = self.texts.rows(prompts)
+        if states.shape[-1] != context_width(self.model):
+            raise ESDError(
+                f"the CLIP gives text of width {states.shape[-1]}, and the MODEL takes "
+                f"{context_width(self.model)}: connect the CLIP of the same checkpoint"
+            )
+        vector = None
+        if self.architecture == "sdxl":
+            vector = self.model.model.encode_adm(
+                pooled_output=pooled, width=width, height=height, device=self.device
+            ).to(self.device)
+        return Conditioning(states.to(self.device), vector)
+
+    def predict_noise(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        throw_exception_if_processing_interrupted()
+        vector: dict[str, Any] = {}
+        if conditioning.pooled is not None:
+            vector = {"y": conditioning.pooled}
+        clean = self.model.model.apply_model(
+            x,
+            sigma,
+            c_crossattn=conditioning.context,
+            transformer_options={"optimized_attention_override": differentiable_attention},
+            **vector,
+        )
+        noise: Tensor = (x - clean) / sigma.view(-1, 1, 1, 1)
+        return noise

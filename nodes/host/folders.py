@@ -1,0 +1,85 @@
+"""Where files are read and written: never outside of the host's own folders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import folder_paths
+
+from ...esd_core.errors import ConfigError, FileError
+
+LORAS = "loras"
+"""The host's kind of folder that erasures live in, so that stock LoRA loaders list them."""
+UNETS = "diffusion_models"
+STATES = "esd_training"
+
+_ODD = re.compile(r'[<>:"|?*\x00-\x1f]')
+
+
+def check_prefix(prefix: str) -> None:
+    """ConfigError for a file name prefix that is none, or leads elsewhere."""
+    parts = prefix.replace("\\", "/").split("/")
+    if not all(part.strip(" .") for part in parts) or _ODD.search(prefix):
+        raise ConfigError(
+            f'the file name prefix "{prefix}" is no name in the output folder: write a name, or '
+            "folder/name, without .. or any of < > : | ? *"
+        )
+
+
+def next_file(folder: str, prefix: str) -> Path:
+    """A numbered name below output/`folder` that is not taken; its folder is made."""
+    inside, name, number, _, _ = _numbered(folder, prefix)
+    return inside / f"{name}_{number:05}_.safetensors"
+
+
+def next_folder(folder: str, prefix: str) -> Path:
+    """As `next_file`, for a folder, which is not made itself."""
+    file = next_file(folder, prefix)
+    return file.with_name(file.name.removesuffix(".safetensors"))
+
+
+def numbered_files(folder: str, prefix: str) -> Iterator[Path]:
+    """What `next_file` has been written to for that prefix, newest first."""
+    inside, name, number, _, _ = _numbered(folder, prefix)
+    for before in range(number - 1, 0, -1):
+        path = inside / f"{name}_{before:05}_.safetensors"
+        if path.is_file():
+            yield path
+
+
+def _numbered(folder: str, prefix: str) -> tuple[Path, str, int, str, str]:
+    check_prefix(prefix)
+    inside, *rest = folder_paths.get_save_image_path(
+        f"{folder}/{prefix}", folder_paths.get_output_directory()
+    )
+    return Path(inside), *rest
+
+
+def state_file(key: str) -> Path:
+    """Where the state of the run of that key lies."""
+    return Path(folder_paths.get_output_directory()) / STATES / f"{key[:16]}.state.safetensors"
+
+
+def lora_names() -> list[str]:
+    """What loaders of LoRAs list."""
+    names: list[str] = folder_paths.get_filename_list(LORAS)
+    return names
+
+
+def lora_path(name: str) -> Path:
+    """The file of that name; FileError when it is in none of the host's folders."""
+    path = folder_paths.get_full_path(LORAS, name)
+    if path is None:
+        raise FileError(
+            f'there is no file "{name}" in the folders for LoRAs: press R to read them again, and '
+            "choose one that is listed"
+        )
+    return Path(path)
+
+
+def shown(path: Path) -> str:
+    """A path as a person finds it: from the output folder on, where it lies in there."""
+    output = Path(folder_paths.get_output_directory())
+    return f"output/{path.relative_to(output).as_posix()}" if output in path.parents else str(path)

@@ -1,0 +1,44 @@
+"""An erasure laid over a MODEL, by the host's own patches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import comfy.lora
+import comfy.lora_convert
+import comfy.model_patcher
+from torch import Tensor
+
+from ...esd_core.errors import FileError
+from .model import PREFIX
+
+
+def patched(
+    model: comfy.model_patcher.ModelPatcher, tensors: Mapping[str, Tensor], strength: float
+) -> comfy.model_patcher.ModelPatcher:
+    """A clone with the change of a LoRA-like file added, as the stock loaders add it.
+
+    Args:
+        tensors: by the names in the file, with the prefix.
+
+    Raises:
+        FileError: the MODEL has no place for one of them.
+    """
+    clone = model.clone()
+    if strength == 0:
+        return clone
+    keys = comfy.lora.model_lora_keys_unet(model.model, {})
+    patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(tensors)), keys)
+    added = clone.add_patches(patches, strength)
+    if not patches or len(added) != len(patches):
+        odd = sorted(set(patches) - set(added)) or sorted(tensors)
+        raise FileError(
+            f"the MODEL has no place for {odd[0]}: connect the kind of model that the file was "
+            "made for"
+        )
+    return clone
+
+
+def with_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An erasure's tensors under the names that they have in its file."""
+    return {f"{PREFIX}{name}": tensor for name, tensor in tensors.items()}

@@ -1,0 +1,79 @@
+"""Pictures by the host's own samplers, the same as from its KSampler and VAEDecode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sample
+import comfy.samplers
+import comfy.sd
+import comfy.utils
+import torch
+from torch import Tensor
+
+SAMPLERS: list[str] = comfy.samplers.KSampler.SAMPLERS
+SCHEDULERS: list[str] = comfy.samplers.KSampler.SCHEDULERS
+
+_FACTOR = 8
+"""Pixels a latent."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What KSampler is asked for."""
+
+    seed: int
+    steps: int
+    cfg: float
+    sampler: str
+    scheduler: str
+    width: int
+    height: int
+
+
+def encode(clip: comfy.sd.CLIP, prompt: str) -> Any:
+    """CONDITIONING, as CLIPTextEncode makes it."""
+    return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+
+
+def draw(
+    model: comfy.model_patcher.ModelPatcher,
+    vae: comfy.sd.VAE,
+    positive: Any,
+    negative: Any,
+    sampling: Sampling,
+    callback: Any = None,
+) -> Tensor:
+    """IMAGE, [1, H, W, 3] in 0..1."""
+    latent = torch.zeros(
+        [1, 4, sampling.height // _FACTOR, sampling.width // _FACTOR],
+        device=comfy.model_management.intermediate_device(),
+    )
+    latent = comfy.sample.fix_empty_latent_channels(model, latent)
+    samples = comfy.sample.sample(
+        model,
+        comfy.sample.prepare_noise(latent, sampling.seed),
+        sampling.steps,
+        sampling.cfg,
+        sampling.sampler,
+        sampling.scheduler,
+        positive,
+        negative,
+        latent,
+        callback=callback,
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=sampling.seed,
+    )
+    picture: Tensor = vae.decode(samples)
+    return picture
+
+
+def likeness(vision: Any, originals: Tensor, others: Tensor) -> list[float]:
+    """Cosines between the CLIP_VISION embeddings of two batches of pictures."""
+    pair = [
+        vision.encode_image(pictures)["image_embeds"].float() for pictures in (originals, others)
+    ]
+    return torch.nn.functional.cosine_similarity(*pair).tolist()

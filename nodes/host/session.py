@@ -1,0 +1,104 @@
+"""A MODEL lent to the trainer: whole, on its device, and given back as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import comfy.model_management
+import comfy.model_patcher
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from torch import Tensor, nn
+
+from ...esd_core.errors import ESDError
+from .model import refuse_quantised
+
+Slot = tuple[nn.Module, str]
+"""Where a parameter hangs: a module, and the parameter's name in it."""
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@contextmanager
+def lent(
+    model: comfy.model_patcher.ModelPatcher, precision: str = "auto", needed: float = 0
+) -> Iterator[comfy.model_patcher.ModelPatcher]:
+    """A clone of MODEL whose UNet can be differentiated; outside, everything is as it was.
+
+    Upstream patches are in its weights. The host runs nodes in inference mode, whose tensors no
+    graph may hold: inside, that mode is off and every parameter is a plain view of the same bytes.
+
+    Args:
+        precision: what it computes in; auto is what the host samples in.
+        needed: memory to leave free on the device beside the weights, in bytes.
+
+    Raises:
+        ESDError: the weights are quantised, or do not fit the device whole.
+    """
+    own = _clone(model)
+    if precision != "auto" and PRECISIONS[precision] != compute_dtype(own):
+        own.set_model_compute_dtype(PRECISIONS[precision])
+    comfy.model_management.load_models_gpu([own], memory_required=needed, force_full_load=True)
+    if own.model.model_lowvram:
+        raise ESDError(
+            "a part of the MODEL's weights is offloaded, and training needs all of them on the "
+            "device: start ComfyUI without --novram and --lowvram, or take a smaller model"
+        )
+    refuse_quantised(own)
+    with torch.inference_mode(False), torch.enable_grad(), _plain(own.model.diffusion_model):
+        own.pre_run()
+        try:
+            yield own
+        finally:
+            own.cleanup()
+
+
+def compute_dtype(model: comfy.model_patcher.ModelPatcher) -> torch.dtype:
+    """What the UNet computes in."""
+    dtype: torch.dtype | None = model.get_model_object("manual_cast_dtype")
+    return dtype or model.model.get_dtype()
+
+
+def _clone(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
+    """A clone that keeps its weights on the device, also where the host would stream them."""
+    if not (hasattr(model, "is_dynamic") and model.is_dynamic()):  # older hosts have no such thing
+        return model.clone()
+    if model.cached_patcher_init is None:
+        raise ESDError(
+            "the loader of this MODEL cannot load it a second time, as dynamic VRAM needs for "
+            "training: use a stock loader, or start ComfyUI with --disable-dynamic-vram"
+        )
+    return model.clone(disable_dynamic=True)
+
+
+@contextmanager
+def _plain(unet: nn.Module) -> Iterator[None]:
+    """Parameters become frozen, plain views; what is still ours at the end is taken back."""
+    before: list[tuple[Slot, nn.Parameter, nn.Parameter]] = []
+    try:
+        for module in unet.modules():
+            for name, parameter in list(module._parameters.items()):
+                if parameter is not None:
+                    view = nn.Parameter(_view(parameter), requires_grad=False)
+                    before.append(((module, name), parameter, view))
+                    module._parameters[name] = view
+        yield
+    finally:
+        for (module, name), parameter, view in before:
+            # The host may have put its own there since, when it loaded a clone with other patches.
+            if module._parameters[name] is view:
+                module._parameters[name] = parameter
+
+
+def _view(tensor: Tensor) -> Tensor:
+    """The same bytes, without inference mode's mark. Storage is shared: nothing is copied."""
+    plain = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return plain.set_(
+        tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()
+    )
+
+
+def differentiable_attention(_, *args: Tensor, **options) -> Tensor:  # type: ignore[no-untyped-def]
+    """In the place of the host's attention, some kinds of which have no gradient."""
+    return attention_pytorch(*args, **options)

@@ -1,0 +1,210 @@
+"""From a MODEL and a CLIP to an erasure on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+
+from ...esd_core.concepts import parse_all
+from ...esd_core.config import ErasureConfig
+from ...esd_core.denoiser import Denoiser
+from ...esd_core.erase import Result, finish, prepare
+from ...esd_core.erasure import Erasure, read_erasure, write_erasure
+from ...esd_core.errors import ESDError
+from ...esd_core.formats.header import read_header
+from ...esd_core.probes import UNRELATED
+from ...esd_core.selection import select
+from ...esd_core.state import FREE
+from . import cancel, folders
+from .denoiser import HostDenoiser
+from .model import architecture, refuse_quantised
+from .progress import NodeEvents, say
+from .session import lent
+from .text import Texts
+
+RUN, LOSSES, ENDING = "esd.run", "esd.losses", "esd.ending"
+"""What the files have in their metadata beside the core's own: which inputs made them, and how
+the run went, so that the same inputs need no second run."""
+
+_REPORTING = {"training.save_every", "training.preview_every"}
+_EVERYTHING = 1e20
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An erasure that lies in a file."""
+
+    erasure: Erasure
+    path: Path
+    is_new: bool
+
+    @property
+    def losses(self) -> list[float]:
+        losses: list[float] = json.loads(self.erasure.metadata.get(LOSSES, "[]"))
+        return losses
+
+
+def train(
+    model: comfy.model_patcher.ModelPatcher,
+    clip: comfy.sd.CLIP,
+    config: ErasureConfig,
+    prefix: str,
+    resume: bool,
+    node: str | None,
+) -> Trained:
+    """Trains as `config` says and writes the erasure, or finds what the same inputs made before.
+
+    Args:
+        prefix: of the file's name, below output/loras.
+        resume: go on from the state that a cancelled run of the same inputs has left.
+        node: whose progress is shown.
+
+    Raises:
+        ESDError: an input does not fit.
+        cancel.Interrupted: on Cancel; the state is saved.
+    """
+    folders.check_prefix(prefix)
+    architecture(model)
+    refuse_quantised(model)
+    texts = Texts(clip)
+    texts.learn(_prompts(config))
+    with lent(model, config.training.precision, _needed(model)) as own, _memory_told():
+        denoiser = HostDenoiser(own, texts)
+        course = _course(config, denoiser, texts)
+        run = _digest([course, {n: v for n, v in _flat(config).items() if n not in _REPORTING}])
+        known = _known(prefix, run)
+        if known:
+            return known
+        _refuse_lack_of_memory(config, denoiser)
+        say("recording what the model predicts", node)
+        result = _train(denoiser, config, folders.state_file(course), resume, node)
+    return _write(result, prefix, run)
+
+
+def _train(
+    denoiser: HostDenoiser, config: ErasureConfig, state: Path, resume: bool, node: str | None
+) -> Result:
+    trainer = prepare(denoiser, config, state, resume and state.is_file())
+    say("sampling trajectories", node)
+    outcome = cancel.run(trainer, NodeEvents(denoiser, config, node))
+    result = finish(trainer, outcome)
+    state.unlink(missing_ok=True)
+    return result
+
+
+def _write(result: Result, prefix: str, run: str) -> Trained:
+    outcome = result.outcome
+    own = {
+        RUN: run,
+        LOSSES: json.dumps([float(f"{loss:.6g}") for loss in outcome.losses]),
+        ENDING: outcome.ending,
+    }
+    erasure = replace(result.erasure, metadata={**result.erasure.metadata, **own})
+    path = folders.next_file(folders.LORAS, prefix)
+    write_erasure(path, erasure)
+    return Trained(replace(erasure, path=path), path, True)
+
+
+def _known(prefix: str, run: str) -> Trained | None:
+    """The file that these inputs made before, if it is still there."""
+    for path in folders.numbered_files(folders.LORAS, prefix):
+        try:
+            if read_header(path).metadata.get(RUN) == run:
+                return Trained(read_erasure(path), path, False)
+        except ESDError:  # somebody else's file
+            continue
+    return None
+
+
+def _prompts(config: ErasureConfig) -> list[str]:
+    """All that will be encoded."""
+    concepts = parse_all(config.concepts)
+    named = [p for c in concepts for p in (c.name, c.student_prompt, c.target_base)]
+    return ["", *named, *config.preserved, *UNRELATED]
+
+
+# -- what makes a run the same -----------------------------------------------------------------
+
+
+def _course(config: ErasureConfig, denoiser: HostDenoiser, texts: Texts) -> str:
+    """A digest of all that decides the course of a run: settings, weights and text."""
+    settings = {name: value for name, value in _flat(config).items() if name not in FREE}
+    weights = [
+        [name, float(tensor.float().sum()), float(tensor.float().norm())]
+        for name, tensor in denoiser.parameters().items()
+    ]
+    states, _ = texts.rows(_prompts(config))
+    text = [[float(row.sum()), float(row.norm())] for row in states]
+    levels = float(denoiser.model.model.model_sampling.sigmas.sum())
+    return _digest([settings, weights, text, levels, denoiser.prediction_type])
+
+
+def _flat(config: ErasureConfig) -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in config.to_mapping().items():
+        inner = value.items() if isinstance(value, dict) else ()
+        flat |= {f"{name}.{key}": v for key, v in inner} or {name: value}
+    return flat
+
+
+def _digest(values: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+# -- memory ------------------------------------------------------------------------------------
+
+
+def _needed(model: comfy.model_patcher.ModelPatcher) -> float:
+    """On an accelerator everything else makes room; on the CPU there is nowhere to go."""
+    is_cpu = comfy.model_management.is_device_cpu(model.load_device)
+    return 0 if is_cpu else _EVERYTHING
+
+
+def _refuse_lack_of_memory(config: ErasureConfig, denoiser: Denoiser) -> None:
+    """ESDError when not even the trained tensors fit: activations come on top."""
+    needed = _trained_bytes(config, denoiser)
+    free = comfy.model_management.get_free_memory(denoiser.device)
+    if needed > free:
+        raise ESDError(
+            f"training this needs {needed / 1e9:.1f} GB beside the model, and {free / 1e9:.1f} GB "
+            f"are free on {denoiser.device}: {_SMALLER}"
+        )
+
+
+_SMALLER = (
+    "take the method esd-x-strict, or in ESDTrainOptions a rank, the optimizer adafactor, or "
+    "gradient checkpointing"
+)
+
+
+def _trained_bytes(config: ErasureConfig, denoiser: Denoiser) -> int:
+    """fp32 masters, gradients and the optimizer's state."""
+    base = denoiser.parameters()
+    rank = config.training.rank
+    count = 0
+    for name in select(config.method, base, denoiser.architecture):
+        tensor = base[name]
+        if rank and name.endswith(".weight"):
+            into = tensor[0].numel()
+            count += min(rank, len(tensor), into) * (len(tensor) + into)
+        elif not rank:
+            count += tensor.numel()
+    return count * (8 if config.training.optimizer == "adafactor" else 16)
+
+
+@contextmanager
+def _memory_told() -> Iterator[None]:
+    try:
+        yield
+    except comfy.model_management.OOM_EXCEPTION as error:
+        raise ESDError(
+            f"the memory was used up ({str(error).splitlines()[0]}): {_SMALLER}, or a smaller size"
+        ) from error

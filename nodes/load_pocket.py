@@ -1,0 +1,33 @@
+"""ESDLoadPocket: the embedded model."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from .host import pocket
+
+
+class ESDLoadPocket(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ESDLoadPocket",
+            display_name="ESD Load Pocket",
+            category="ESD",
+            description=(
+                "Loads pocket, a real SDXL in miniature that comes with this pack, so that "
+                "everything can be tried anywhere with no download. It draws six objects (house, "
+                "tree, boat, fish, flower, car), plain or in the style of Van Gogh, Mondrian, "
+                "Seurat, Hokusai or pixel art, at 128x128."
+            ),
+            inputs=[],
+            outputs=[
+                io.Model.Output("model", tooltip="A UNet of SDXL's architecture."),
+                io.Clip.Output("clip", tooltip="SDXL's two text encoders in miniature."),
+                io.Vae.Output("vae", tooltip="Its own autoencoder."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(pocket.load_unet(), pocket.load_clip(), pocket.load_vae())

@@ -1,0 +1,101 @@
+"""ESDTrain: erases concepts from a MODEL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from ..esd_core.config import ErasureConfig
+from ..esd_core.errors import ESDError
+from .host import training
+from .host.folders import check_prefix
+from .host.patches import patched, with_prefix
+from .host.progress import say
+from .report import of_training
+from .train_options import Options
+from .types import Erased, Loss, TrainOptions
+from .widgets import settings, widget
+
+WIDGETS = (
+    *("concepts", "preserve", "method", "training.steps", "training.learning_rate"),
+    *("negative_guidance", "width", "height", "seed"),
+)
+
+
+class ESDTrain(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ESDTrain",
+            display_name="ESD Train (erase concepts)",
+            category="ESD",
+            description=(
+                "Erases concepts from the weights of a model, given only their names, and writes "
+                "the change as a LoRA file. The model that comes in stays as it is."
+            ),
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="Stable Diffusion 1.x, 2.x or SDXL. What is patched into it, LoRAs "
+                    "for example, is trained as it stands.",
+                ),
+                io.Clip.Input("clip", tooltip="The CLIP of the same checkpoint."),
+                *map(widget, WIDGETS),
+                io.String.Input(
+                    "filename_prefix",
+                    default="esd/erased",
+                    tooltip="Name of the file below output/loras; it gets a number. Stock LoRA "
+                    "loaders list it after R is pressed.",
+                ),
+                TrainOptions.Input(
+                    "options", optional=True, tooltip="From ESD Train Options; without, defaults."
+                ),
+            ],
+            outputs=[
+                io.Model.Output("erased", tooltip="The model with the concepts erased."),
+                Erased.Output("erasure", tooltip="The change alone, for ESD Save Erased."),
+                Loss.Output("loss", tooltip="For the stock node Plot Loss Graph."),
+                io.String.Output("report", tooltip="What came of it: what is left, what moved."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, **values: Any) -> bool | str:
+        """Sees literals alone: a widget that a link feeds is None here, and checked when run."""
+        given = {name: value for name, value in values.items() if value is not None}
+        try:
+            if "concepts" in given:
+                _config(given, None)
+            if "filename_prefix" in given:
+                check_prefix(given["filename_prefix"])
+        except ESDError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        filename_prefix: str,
+        options: Options | None = None,
+        **values: Any,
+    ) -> io.NodeOutput:
+        config = _config(values, options)
+        node = cls.hidden.unique_id
+        resume = bool(options and options.resume)
+        trained = training.train(model, clip, config, filename_prefix, resume, node)
+        report = of_training(trained)
+        say(report, node)
+        erased = patched(model, with_prefix(trained.erasure.tensors), 1.0)
+        return io.NodeOutput(
+            erased, trained.erasure, {"loss": trained.losses}, report, ui=ui.PreviewText(report)
+        )
+
+
+def _config(values: dict[str, Any], options: Options | None) -> ErasureConfig:
+    further = options.settings if options else {}
+    return ErasureConfig.from_mapping({**further, **settings(values)})

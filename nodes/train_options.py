@@ -1,0 +1,56 @@
+"""ESDTrainOptions: what ESDTrain has no room for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from comfy_api.latest import io
+
+from .types import TrainOptions
+from .widgets import settings, widget
+
+WIDGETS = (
+    *("trajectory.source", "trajectory.steps", "trajectory.guidance", "trajectory.count"),
+    *("trajectory.reuse", "preserve_empty", "preserve_weight"),
+    *("training.batch_size", "training.optimizer", "training.weight_decay", "training.warmup"),
+    *("training.max_grad_norm", "training.rank", "training.alpha", "training.precision"),
+    *("training.gradient_checkpointing", "training.save_every", "training.preview_every"),
+    *("training.probe_every", "training.until", "training.max_drift", "training.save_dtype"),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings by dotted name, and whether to go on with a cancelled run."""
+
+    settings: Mapping[str, Any]
+    resume: bool
+
+
+class ESDTrainOptions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ESDTrainOptions",
+            display_name="ESD Train Options",
+            category="ESD",
+            description=(
+                "Further settings of ESD Train. The defaults are those of the official SDXL run."
+            ),
+            inputs=[
+                *map(widget, WIDGETS),
+                io.Boolean.Input(
+                    "resume",
+                    default=False,
+                    tooltip="Go on from the state that a cancelled run with the same inputs has "
+                    "left; without one, start from the beginning.",
+                ),
+            ],
+            outputs=[TrainOptions.Output("options", tooltip="For ESD Train.")],
+        )
+
+    @classmethod
+    def execute(cls, resume: bool, **values: Any) -> io.NodeOutput:
+        return io.NodeOutput(Options(settings(values), resume))

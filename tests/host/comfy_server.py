@@ -1,0 +1,221 @@
+"""A real ComfyUI, started for the tests with this pack linked in, and spoken to over HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import websocket
+
+PACK = Path(__file__).resolve().parents[2]
+VARIABLE = "COMFYUI_PATH"
+PYTHON_VARIABLE = "COMFYUI_PYTHON"
+START_SECONDS, RUN_SECONDS = 180, 300
+
+Prompt = dict[str, dict[str, Any]]
+"""The API format: nodes by id."""
+
+
+def find_comfyui() -> Path | None:
+    """COMFYUI_PATH, then around the pack, then comfy-cli's place, then ~/ComfyUI."""
+    named = os.environ.get(VARIABLE)
+    around = [PACK.parents[1]] if PACK.parent.name == "custom_nodes" else []
+    places = [Path(named)] if named else [*around, *(Path.home() / p for p in _HOMES)]
+    return next((place for place in places if (place / "main.py").is_file()), None)
+
+
+_HOMES = ("comfy/ComfyUI", "ComfyUI")
+
+
+@dataclass
+class Run:
+    """What came of a prompt: messages of the websocket in order, and the entry in /history."""
+
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    previews: list[bytes] = field(default_factory=list)
+    history: dict[str, Any] = field(default_factory=dict)
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [m["data"] for m in self.messages if m["type"] == kind]
+
+    @property
+    def ending(self) -> str:
+        """execution_success, execution_error or execution_interrupted."""
+        return self.messages[-1]["type"]
+
+    @property
+    def error(self) -> str:
+        """The sentence that the dialog shows; "" when there was none."""
+        errors = self.of("execution_error")
+        return errors[0]["exception_message"].strip() if errors else ""
+
+    def output(self, node: str) -> dict[str, Any]:
+        """What a node has sent to the page."""
+        return self.history["outputs"][node]
+
+    def text(self, node: str) -> str:
+        return self.output(node)["text"][0]
+
+    def executed(self) -> set[str]:
+        """The nodes that were not taken from the cache."""
+        return {m["node"] for m in self.of("executing") if m["node"]}
+
+
+class Refused(Exception):
+    """What /prompt says of a prompt that does not validate: every node's errors as text."""
+
+
+class Server:
+    def __init__(self, base: Path, port: int, log: Path) -> None:
+        self.base, self.log = base, log
+        self.address = f"127.0.0.1:{port}"
+        self.client = uuid.uuid4().hex
+
+    def text(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://{self.address}{path}", timeout=30) as answer:
+            return str(answer.read().decode())
+
+    def get(self, path: str) -> Any:
+        return json.loads(self.text(path))
+
+    def post(self, path: str, content: Any) -> Any:
+        data = json.dumps(content).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"http://{self.address}{path}", data, headers)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            text = answer.read()
+        return json.loads(text) if text else None
+
+    def run(self, prompt: Prompt, on_text: Callable[[str], None] | None = None) -> Run:
+        """Queues a prompt and listens until it has ended.
+
+        Args:
+            on_text: called with every line of progress, while the prompt runs.
+
+        Raises:
+            Refused: it does not validate.
+        """
+        link = websocket.create_connection(
+            f"ws://{self.address}/ws?clientId={self.client}", timeout=RUN_SECONDS
+        )
+        try:
+            queued = self._queue(prompt)
+            run = self._listen(link, queued, on_text)
+        finally:
+            link.close()
+        run.history = self._history(queued)
+        return run
+
+    def _history(self, queued: str) -> dict[str, Any]:
+        """The entry of a prompt that has ended, which is written a moment after it says so."""
+        for _ in range(100):
+            entry = self.get(f"/history/{queued}").get(queued)
+            if entry:
+                return dict(entry)
+            time.sleep(0.1)
+        raise RuntimeError(f"ComfyUI has no history of {queued}")
+
+    def _queue(self, prompt: Prompt) -> str:
+        try:
+            queued = self.post("/prompt", {"prompt": prompt, "client_id": self.client})
+        except urllib.error.HTTPError as error:
+            answer = json.loads(error.read())
+            errors = [e for node in answer["node_errors"].values() for e in node["errors"]]
+            told = [f"{e['message']}: {e['details']}" for e in errors or [answer["error"]]]
+            raise Refused("\n".join(told)) from error
+        return str(queued["prompt_id"])
+
+    def _listen(
+        self, link: websocket.WebSocket, queued: str, on_text: Callable[[str], None] | None
+    ) -> Run:
+        run = Run()
+        while True:
+            message = link.recv()
+            if isinstance(message, bytes):
+                _take_binary(run, message, on_text)
+                continue
+            content = json.loads(message)
+            if content.get("data", {}).get("prompt_id", queued) != queued:
+                continue
+            run.messages.append(content)
+            if content["type"] in _ENDINGS:
+                return run
+
+    def interrupt(self) -> None:
+        self.post("/interrupt", {})
+
+
+_ENDINGS = ("execution_success", "execution_error", "execution_interrupted")
+_PREVIEW, _TEXT, _PREVIEW_WITH_METADATA = 1, 3, 4
+
+
+def _take_binary(run: Run, message: bytes, on_text: Callable[[str], None] | None) -> None:
+    (kind,) = struct.unpack(">I", message[:4])
+    if kind == _TEXT:
+        (length,) = struct.unpack(">I", message[4:8])
+        run.texts.append(message[8 + length :].decode())
+        if on_text:
+            on_text(run.texts[-1])
+    elif kind == _PREVIEW:
+        run.previews.append(message[8:])
+    elif kind == _PREVIEW_WITH_METADATA:
+        (length,) = struct.unpack(">I", message[4:8])
+        run.previews.append(message[8 + length :])
+
+
+@contextmanager
+def running(comfyui: Path, base: Path) -> Iterator[Server]:
+    """Starts main.py on a free port with `base` as its world; ends it at the end."""
+    (base / "custom_nodes").mkdir(parents=True)
+    (base / "custom_nodes" / "esd-concept-erasure").symlink_to(PACK, target_is_directory=True)
+    server = Server(base, _free_port(), base / "server.log")
+    command = [os.environ.get(PYTHON_VARIABLE, sys.executable), "main.py", "--cpu"]
+    command += ["--port", server.address.rpartition(":")[2], "--base-directory", str(base)]
+    command += ["--disable-api-nodes", "--preview-method", "latent2rgb"]
+    # Pocket is small: more threads only wait for each other.
+    world = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with server.log.open("wb") as log:
+        process = subprocess.Popen(
+            command, cwd=comfyui, stdout=log, stderr=subprocess.STDOUT, env=world
+        )
+        try:
+            _wait(server, process)
+            yield server
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _wait(server: Server, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(START_SECONDS * 2):
+        if process.poll() is not None:
+            break
+        try:
+            server.get("/system_stats")
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise RuntimeError(f"ComfyUI did not start:\n{server.log.read_text(errors='replace')[-4000:]}")
+
+
+def _free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])

@@ -1,0 +1,69 @@
+"""Runs in ComfyUI's own process: what the host backend predicts, for test_backends.py.
+
+    python inside.py COMFYUI PACK REQUEST.safetensors ANSWER.safetensors
+
+The request holds x, sigma and prompts (in its metadata); the answer holds predictions, gradients
+of a sum over them, the trajectory's latents, and the parameters.
+"""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+comfyui, pack, request, answer = map(Path, sys.argv[1:])
+sys.argv = ["main.py", "--cpu"]
+sys.path.insert(0, str(comfyui))
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import torch  # noqa: E402
+from safetensors import safe_open  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+
+def load_pack():
+    """As ComfyUI loads it, under a name of its own."""
+    spec = importlib.util.spec_from_file_location("esd_pack", pack / "__init__.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["esd_pack"] = module
+    spec.loader.exec_module(module)
+
+
+load_pack()
+from esd_pack.esd_core.sampling import sample  # noqa: E402
+from esd_pack.nodes.host import pocket, session, text  # noqa: E402
+from esd_pack.nodes.host.denoiser import HostDenoiser  # noqa: E402
+
+with safe_open(request, "pt") as file:
+    asked = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    prompts = json.loads(file.metadata()["prompts"])
+    gradient_of = file.metadata()["gradient_of"]
+
+with torch.inference_mode():  # as the server runs nodes
+    model, clip = pocket.load_unet(), pocket.load_clip()
+    before = {n: p.clone() for n, p in model.model.diffusion_model.named_parameters()}
+    with session.lent(model) as own:
+        denoiser = HostDenoiser(own, text.Texts(clip))
+        rows = denoiser.encode(prompts, 128, 128)
+        teacher = denoiser.parameters()
+        found = {f"parameters.{name}": value.detach() for name, value in teacher.items()}
+        found["context"] = rows.context
+        with torch.no_grad():
+            found["prediction"] = denoiser.predict_noise(asked["x"], asked["sigma"], rows)
+            pair = [rows.select([0]), rows.select([1])]
+            schedule = denoiser.schedule(20)
+            found["trajectory"] = sample(denoiser, asked["noise"], pair, schedule, 3.0)
+            found["sigmas"] = schedule.sigmas
+        for name, checkpointed in (("gradient", False), ("gradient_checkpointed", True)):
+            master = teacher[gradient_of].detach().clone().requires_grad_()
+            with denoiser.checkpointed(checkpointed), denoiser.swapped({gradient_of: master}):
+                denoiser.predict_noise(asked["x"], asked["sigma"], rows).sum().backward()
+            found[name] = master.grad
+    after = model.model.diffusion_model.named_parameters()
+    untouched = all(value.is_inference() and value.equal(before[name]) for name, value in after)
+
+found = {name: tensor.detach().contiguous().clone() for name, tensor in found.items()}
+save_file(found, answer, {"untouched": str(untouched)})

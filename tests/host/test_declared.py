@@ -1,0 +1,72 @@
+"""What the server says of the nodes, before anything is run."""
+
+from __future__ import annotations
+
+import pytest
+
+from esd_core.config import fields
+
+NODES = (
+    *("ESDTrain", "ESDTrainOptions", "ESDLoadErased", "ESDSaveErased", "ESDCompare"),
+    "ESDLoadPocket",
+)
+WIDGETS = {"STRING", "INT", "FLOAT", "BOOLEAN", "COMBO"}
+
+
+@pytest.fixture(scope="module")
+def declared(server):
+    return {name: server.get(f"/object_info/{name}")[name] for name in NODES}
+
+
+def inputs(node):
+    return [
+        (name, spec[0], spec[1] if len(spec) > 1 else {})
+        for kind in ("required", "optional")
+        for name, spec in node["input"].get(kind, {}).items()
+    ]
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_a_node_and_all_that_goes_in_or_out_is_described(declared, name):
+    node = declared[name]
+    assert node["category"] == "ESD"
+    assert node["description"] and node["display_name"]
+    assert all(options.get("tooltip") for _, _, options in inputs(node))
+    assert all(node["output_tooltips"])
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_a_number_has_bounds(declared, name):
+    for key, kind, options in inputs(declared[name]):
+        if kind in ("INT", "FLOAT"):
+            assert options["min"] <= options["default"] <= options["max"], key
+
+
+def test_training_has_no_more_than_ten_widgets(declared):
+    kinds = [kind for _, kind, _ in inputs(declared["ESDTrain"])]
+    assert sum(kind in WIDGETS or isinstance(kind, list) for kind in kinds) <= 10
+
+
+def test_every_setting_has_a_widget_with_its_own_words_and_default(declared):
+    widgets = {
+        name: options
+        for node in ("ESDTrain", "ESDTrainOptions")
+        for name, _, options in inputs(declared[node])
+    }
+    for field in fields():
+        table, _, key = field.name.rpartition(".")
+        options = widgets[f"trajectory_{key}" if table == "trajectory" else key]
+        assert options["tooltip"] == field.doc
+        assert options["default"] == ("" if field.type is tuple else field.default)
+
+
+def test_a_seed_does_not_change_by_itself(declared):
+    seeds = {n: dict((k, o) for k, _, o in inputs(declared[n])) for n in ("ESDTrain", "ESDCompare")}
+    assert all(node["seed"]["control_after_generate"] is False for node in seeds.values())
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_a_node_has_a_help_page(server, name):
+    folder = next((server.base / "custom_nodes").iterdir()).name
+    page = server.text(f"/extensions/{folder}/docs/{name}.md")
+    assert len(page) > 400

@@ -1,0 +1,184 @@
+"""What goes wrong is told in a sentence that names the input and the way out."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from comfy_server import Refused
+from graphs import Graph, files
+from safetensors.torch import load_file, save_file
+
+from esd_core.diffusers_denoiser import load_denoiser
+
+
+def refusal(graph):
+    with pytest.raises(Refused) as caught:
+        graph.run()
+    return str(caught.value)
+
+
+def failure(graph):
+    run = graph.run()
+    assert run.ending == "execution_error"
+    return run.error
+
+
+@pytest.mark.parametrize(
+    ("inputs", "told"),
+    [
+        ({"concepts": ""}, "name at least one to erase"),
+        ({"concepts": "hat <- cowboy -> man"}, "one arrow at most"),
+        ({"concepts": "Van Gogh\nvan gogh"}, "given twice"),
+        ({"preserve": "Van Gogh"}, "which a concept is erased from"),
+        ({"width": 100}, "in multiples of 8"),
+        ({"learning_rate": 0.0}, "above 0"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"method": "esd-y"}, "esd-x"),
+        ({"filename_prefix": "../../secret"}, "without .."),
+        ({"filename_prefix": "/etc/passwd"}, "no name in the output folder"),
+        ({"filename_prefix": ""}, "no name in the output folder"),
+    ],
+)
+def test_what_a_widget_holds_is_refused_before_anything_runs(server, inputs, told):
+    graph = Graph(server)
+    model, clip, _ = graph.pocket()
+    graph.train(model, clip, {}, **inputs)
+    assert told in refusal(graph)
+
+
+def test_options_are_checked_with_the_rest(server):
+    graph = Graph(server)
+    model, clip, _ = graph.pocket()
+    graph.train(model, clip, {"batch_size": 1})
+    assert "training.batch_size must be at least 2" in failure(graph)
+
+
+def test_a_clip_of_another_family_is_refused(server):
+    """Random CLIP-L of SD 1.x: as wide as real ones, and 123 million numbers of one byte."""
+    graph = Graph(server)
+    model, _, _ = graph.pocket()
+    clip = graph.add("CLIPLoader", clip_name=write_clip_l(server), type="stable_diffusion")
+    graph.train(model, [clip, 0], {})
+    assert "connect the CLIP of the same checkpoint" in failure(graph)
+
+
+def write_clip_l(server):
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.device("meta"):
+        shapes = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072,
+            num_hidden_layers=12, num_attention_heads=12)).state_dict()  # fmt: skip
+    prefix = "" if next(iter(shapes)).startswith("text_model.") else "text_model."
+    zeros = {f"{prefix}{n}": torch.zeros(t.shape, dtype=torch.float16) for n, t in shapes.items()}
+    zeros = {name: tensor for name, tensor in zeros.items() if "position_ids" not in name}
+    path = server.base / "models" / "text_encoders" / "clip_l.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(zeros, path)
+    return path.name
+
+
+def erasure_file(server):
+    """A small erasure of pocket's."""
+    if not files(server, "loras/esd/for-errors*"):
+        graph = Graph(server)
+        model, clip, _ = graph.pocket()
+        graph.train(model, clip, {}, filename_prefix="esd/for-errors")
+        assert graph.run().ending == "execution_success"
+    return files(server, "loras/esd/for-errors*")[0]
+
+
+def changed_file(server, name, change, **metadata):
+    """That file with other tensors or metadata, under another name."""
+    from esd_core.formats.header import read_header
+
+    source = erasure_file(server)
+    tensors = change(load_file(source))
+    path = server.base / "models" / "loras" / f"{name}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, {**read_header(source).metadata, **metadata})
+    return path.name
+
+
+def loading(server, name):
+    graph = Graph(server)
+    model, clip, vae = graph.pocket()
+    node = graph.add("ESDLoadErased", model=model, file=name)
+    graph.picture([node, 0], clip, vae)
+    return graph
+
+
+def test_a_file_for_another_architecture_is_refused(server):
+    name = changed_file(server, "sd1", dict, **{"esd.base_architecture": "sd1"})
+    assert "was made for sd1, and this model is sdxl" in failure(loading(server, name))
+
+
+def test_a_file_for_another_size_is_refused(server):
+    def wider(tensors):
+        return {key: torch.cat([value, value]) for key, value in tensors.items()}
+
+    name = changed_file(server, "wider", wider)
+    assert "was made for another model" in failure(loading(server, name))
+
+
+def test_a_file_with_no_place_in_the_model_is_refused(server):
+    name = changed_file(
+        server, "flux", lambda tensors: {"diffusion_model.double_blocks.0.x.diff": torch.ones(2)},
+        **{"esd.format": "none of ours"},
+    )  # fmt: skip
+    assert "diffusion_model.double_blocks.0.x.diff" in failure(loading(server, name))
+
+
+def test_a_damaged_file_is_refused(server):
+    path = server.base / "models" / "loras" / "cut.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(erasure_file(server).read_bytes()[:-100])
+    assert "cut short" in failure(loading(server, path.name))
+
+
+@pytest.mark.parametrize("name", ["../../secret.safetensors", "nothing-there.safetensors"])
+def test_a_file_outside_of_the_folders_is_refused(server, name):
+    assert name in refusal(loading(server, name))
+
+
+@pytest.mark.parametrize(
+    ("form", "told"), [("erasure", "needs the input erasure"), ("UNet", "needs the input model")]
+)
+def test_saving_needs_what_the_format_is_made_of(server, form, told):
+    graph = Graph(server)
+    graph.add("ESDSaveErased", format=form, filename_prefix="esd/nothing")
+    assert told in failure(graph)
+
+
+def test_comparing_needs_a_prompt(server):
+    graph = Graph(server)
+    model, clip, vae = graph.pocket()
+    graph.add("ESDCompare", original=model, erased=model, clip=clip, vae=vae, prompts=" \n ")
+    assert "write at least one prompt" in refusal(graph)
+
+
+def test_an_official_file_is_read(server):
+    """Absolute weights under diffusers' names, as the official code writes them."""
+    from esd_core.erasure import merged, read_erasure
+    from esd_core.formats.diffusers import write_official
+
+    pocket = load_denoiser("pocket", "fp32", "cpu")
+    source = erasure_file(server)
+    erasure = read_erasure(source)
+    changed = merged(pocket, [(erasure, 1.0)])
+    delta = {name: value - pocket.parameters()[name] for name, value in changed.items()}
+    path = server.base / "models" / "loras" / "esd-official.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_official(path, pocket.unet.config, pocket.parameters(), delta, torch.float32)
+    found = {}
+    for name in (path.name, source.relative_to(server.base / "output" / "loras").as_posix()):
+        graph = Graph(server)
+        model, _, _ = graph.pocket()
+        node = graph.add("ESDLoadErased", model=model, file=name)
+        graph.add("ESDSaveErased", format="UNet", filename_prefix="o/u", model=[node, 0])
+        run = graph.run()
+        assert run.ending == "execution_success", json.dumps(run.of("execution_error"))[:2000]
+        found[name] = load_file(files(server, "diffusion_models/o/*")[-1])
+    one, two = found.values()
+    assert all(torch.allclose(one[key], two[key], atol=1e-6) for key in one)

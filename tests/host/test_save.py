@@ -1,0 +1,121 @@
+"""ESDSaveErased in a real ComfyUI: what it writes gives the same pictures, in both hosts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from graphs import Graph, files, pictures
+from safetensors.torch import load_file
+
+from esd_core.diffusers_denoiser import load_denoiser
+from esd_core.erasure import merged, read_erasure
+
+
+@pytest.fixture(scope="module")
+def saved(server):
+    """An erased pocket in all formats; the run and its nodes."""
+    graph = Graph(server)
+    model, clip, vae = graph.pocket()
+    train = graph.train(model, clip, {}, filename_prefix="esd/saved")
+    nodes = {
+        name: graph.add("ESDSaveErased", format=name, filename_prefix="out/pocket", **given)
+        for name, given in {
+            "erasure": {"erasure": [train, 1]},
+            "UNet": {"model": [train, 0]},
+            "diffusers": {"model": [train, 0]},
+        }.items()
+    }
+    nodes["picture"] = graph.picture([train, 0], clip, vae)
+    run = graph.run()
+    assert run.ending == "execution_success", run.error
+    return run, nodes
+
+
+def erased_weights(server):
+    """What pocket's weights are with the erasure on them, by the headless backend."""
+    pocket = load_denoiser("pocket", "fp32", "cpu")
+    erasure = read_erasure(files(server, "loras/esd/saved*")[0])
+    return pocket, {**pocket.parameters(), **merged(pocket, [(erasure, 1.0)])}
+
+
+def test_the_erasure_is_the_one_that_was_trained(server, saved):
+    assert "output/loras/out/pocket_00001_.safetensors" in saved[0].text(saved[1]["erasure"])
+    one, two = (load_file(files(server, f"loras/{n}*")[0]) for n in ("esd/saved", "out/pocket"))
+    assert one.keys() == two.keys() and all(one[key].equal(two[key]) for key in one)
+
+
+def test_the_unet_loads_with_the_stock_loader_and_draws_the_same(server, saved):
+    run, nodes = saved
+    graph = Graph(server)
+    _, clip, vae = graph.pocket()
+    unet = graph.add(
+        "UNETLoader", unet_name="out/pocket_00001_.safetensors", weight_dtype="default"
+    )
+    picture = graph.picture([unet, 0], clip, vae)
+    again = graph.run()
+    assert again.ending == "execution_success", again.error
+    one, two = pictures(server, run, nodes["picture"])[0], pictures(server, again, picture)[0]
+    assert np.array_equal(one, two)
+
+
+def test_the_diffusers_folder_loads_and_predicts_the_same(server, saved):
+    (folder,) = files(server, "diffusers/out/pocket*")
+    unet = UNet2DConditionModel.from_pretrained(folder)
+    pocket, weights = erased_weights(server)
+    x = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    rows = pocket.encode(["a house in the style of Van Gogh", ""], 128, 128)
+    sigma = torch.tensor([10.0, 1.0])
+    with torch.no_grad():
+        with pocket.swapped(weights):
+            expected = pocket.predict_noise(x, sigma, rows)
+        pocket.unet = unet
+        came = pocket.predict_noise(x, sigma, rows)
+    assert torch.allclose(came, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_numbers_go_up_and_nothing_is_overwritten(server, saved):
+    graph = Graph(server)
+    model, _, _ = graph.pocket()
+    graph.add("ESDSaveErased", format="UNet", filename_prefix="out/pocket", model=model)
+    before = Path(files(server, "diffusion_models/out/*")[0]).stat().st_mtime_ns
+    run = graph.run()
+    assert run.ending == "execution_success", run.error
+    first, second = files(server, "diffusion_models/out/*")
+    assert second.name == "pocket_00002_.safetensors"
+    assert first.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp8_e4m3fn"])
+def test_weights_of_every_width_can_be_trained(server, saved, dtype):
+    """pocket's UNet in other number formats, as UNETLoader holds them."""
+    graph = Graph(server)
+    _, clip, vae = graph.pocket()
+    if dtype.startswith("fp8"):
+        name, held = "out/pocket_00001_.safetensors", dtype
+    else:
+        name, held = cast(server, dtype), "default"
+    unet = graph.add("UNETLoader", unet_name=name, weight_dtype=held)
+    before = graph.picture([unet, 0], clip, vae)
+    train = graph.train([unet, 0], clip, {}, steps=8, filename_prefix=f"esd/{dtype}")
+    erased = graph.picture([train, 0], clip, vae)
+    run = graph.run()
+    assert run.ending == "execution_success", run.error
+    one, two = (pictures(server, run, node)[0] for node in (before, erased))
+    assert not np.array_equal(one, two)
+    change = read_erasure(files(server, f"loras/esd/{dtype}_*")[0]).change()
+    assert all(tensor.abs().max() > 0 for tensor in change.values())
+
+
+def cast(server, dtype):
+    """Writes pocket's UNet in that format, by the headless export; its name for UNETLoader."""
+    from esd_core.erasure import SAVE_DTYPES
+    from esd_core.formats.unet import write_unet
+
+    pocket = load_denoiser("pocket", "fp32", "cpu")
+    path = server.base / "models" / "diffusion_models" / f"pocket-{dtype}.safetensors"
+    write_unet(path, pocket.parameters(), {}, SAVE_DTYPES[dtype])
+    return path.name

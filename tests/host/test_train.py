@@ -1,0 +1,266 @@
+"""ESDTrain in a real ComfyUI, on pocket."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from graphs import AGAIN, PROMPT, Graph, files, pictures
+from PIL import Image
+
+from esd_core.erasure import read_erasure
+
+
+@pytest.fixture(scope="module")
+def trained(server):
+    """One training, with pictures around it: the run, and its nodes by what they are."""
+    graph = Graph(server)
+    model, clip, vae = graph.pocket()
+    train = graph.train(
+        model, clip, {"preview_every": 2}, steps=20, filename_prefix="esd/end-to-end"
+    )
+    nodes = {
+        "train": train,
+        "before": graph.picture(model, clip, vae),
+        "erased": graph.picture([train, 0], clip, vae),
+        "graph": graph.add("LossGraphNode", loss=[train, 2]),
+    }
+    run = graph.run()
+    assert run.ending == "execution_success", run.error
+    return run, nodes
+
+
+@pytest.fixture(scope="module")
+def erased_picture(server, trained):
+    run, nodes = trained
+    return pictures(server, run, nodes["erased"])[0]
+
+
+def loaded_by(server, loader, **inputs):
+    """A picture of pocket with a file laid over it by that node."""
+    graph = Graph(server)
+    model, clip, vae = graph.pocket()
+    node = graph.add(loader, model=model, **inputs)
+    saved = graph.picture([node, 0], clip, vae)
+    run = graph.run()
+    assert run.ending == "execution_success", run.error
+    return pictures(server, run, saved)[0]
+
+
+def test_it_tells_where_the_file_is_and_what_is_left(server, trained):
+    run, nodes = trained
+    report = run.text(nodes["train"])
+    assert "output/loras/esd/end-to-end_00001_.safetensors" in report
+    assert "Van Gogh" in report and "20 steps" in report
+    (file,) = files(server, "loras/esd/end-to-end*")
+    erasure = read_erasure(file)
+    assert erasure.concepts == ("Van Gogh",)
+    assert all(value.abs().max() > 0 for value in erasure.tensors.values())
+
+
+def test_it_shows_every_step_and_draws_previews(trained):
+    run, _ = trained
+    for step in (1, 20):
+        assert any(f"step {step} of 20, loss" in text and "left" in text for text in run.texts)
+    drawn = [Image.open(io.BytesIO(data)) for data in run.previews if data[:2] == b"\xff\xd8"]
+    assert len(drawn) >= 10
+    assert all(np.asarray(picture).std() > 1 for picture in drawn)
+
+
+def test_the_picture_changes(server, trained, erased_picture):
+    run, nodes = trained
+    before = pictures(server, run, nodes["before"])[0]
+    assert np.abs(before.astype(int) - erased_picture).mean() > 1
+
+
+def test_the_file_gives_the_same_picture_by_stock_and_own_loader(server, trained, erased_picture):
+    name = "esd/end-to-end_00001_.safetensors"
+    stock = loaded_by(server, "LoraLoaderModelOnly", lora_name=name, strength_model=1.0)
+    own = loaded_by(server, "ESDLoadErased", file=name, strength=1.0)
+    assert np.array_equal(stock, own)
+    assert np.array_equal(stock, erased_picture)
+
+
+def test_strengths_of_the_stock_and_the_own_loader_are_the_same(server, trained, erased_picture):
+    name = "esd/end-to-end_00001_.safetensors"
+    stock = loaded_by(server, "LoraLoaderModelOnly", lora_name=name, strength_model=0.5)
+    own = loaded_by(server, "ESDLoadErased", file=name, strength=0.5)
+    assert np.array_equal(stock, own)
+    assert not np.array_equal(stock, erased_picture)
+
+
+def test_the_model_that_came_in_is_the_same_after(server, trained):
+    """KSampler before any training, and on the same MODEL object after one, by its cache."""
+    graph = Graph(server)
+    model, clip, vae = graph.pocket()
+    before = graph.picture(model, clip, vae, prompt="a boat", seed=5)
+    first = graph.run()
+    graph.train(model, clip, {}, seed=3, filename_prefix="esd/between")
+    assert graph.run().ending == "execution_success"
+    after = graph.picture(model, clip, vae, prompt="a boat" + AGAIN, seed=5)
+    last = graph.run()
+    assert model[0] not in last.executed(), "the MODEL must be the one that was trained on"
+    assert graph.samplers[after] in last.executed()
+    one, two = pictures(server, first, before)[0], pictures(server, last, after)[0]
+    assert np.array_equal(one, two)
+
+
+def test_the_same_inputs_are_not_trained_again(server, trained):
+    graph = Graph(server)
+    model, clip, _ = graph.pocket()
+    # A preview makes no other result: the cache does not know that, the file does.
+    train = graph.train(
+        model, clip, {"preview_every": 3}, steps=20, filename_prefix="esd/end-to-end"
+    )
+    run = graph.run()
+    assert "the same inputs made this before" in run.text(train)
+    assert not any("step 1 of" in text for text in run.texts)
+    assert len(files(server, "loras/esd/end-to-end*")) == 1
+
+
+def test_other_inputs_make_a_file_of_their_own(server, trained):
+    graph = Graph(server)
+    model, clip, _ = graph.pocket()
+    graph.train(model, clip, {}, seed=9, filename_prefix="esd/end-to-end")
+    assert graph.run().ending == "execution_success"
+    assert len(files(server, "loras/esd/end-to-end*")) == 2
+
+
+def test_two_trainings_can_follow_each_other(server):
+    graph = Graph(server)
+    model, clip, vae = graph.pocket()
+    first = graph.train(model, clip, {}, filename_prefix="esd/first")
+    second = graph.train([first, 0], clip, {}, concepts="Mondrian", filename_prefix="esd/second")
+    saved = graph.picture([second, 0], clip, vae)
+    both = graph.run()
+    assert both.ending == "execution_success", both.error
+    stacked = Graph(server)
+    model, clip, vae = stacked.pocket()
+    for name in ("first", "second"):
+        node = stacked.add(
+            "LoraLoaderModelOnly",
+            model=model,
+            lora_name=f"esd/{name}_00001_.safetensors",
+            strength_model=1.0,
+        )
+        model = [node, 0]
+    again = stacked.picture(model, clip, vae)
+    run = stacked.run()
+    one, two = pictures(server, both, saved)[0], pictures(server, run, again)[0]
+    assert np.array_equal(one, two)
+
+
+def test_an_upstream_lora_is_trained_as_it_stands(server, trained):
+    """The base that is trained on is the patched one, and the MODEL comes out of it unharmed."""
+    graph = Graph(server)
+    model, clip, vae = graph.pocket()
+    lora = graph.add(
+        "LoraLoaderModelOnly",
+        model=model,
+        lora_name="esd/end-to-end_00001_.safetensors",
+        strength_model=1.0,
+    )
+    before = graph.picture([lora, 0], clip, vae)
+    train = graph.train([lora, 0], clip, {}, concepts="Mondrian", filename_prefix="esd/over-lora")
+    after = graph.picture([lora, 0], clip, vae, PROMPT + AGAIN)
+    plain = graph.picture(model, clip, vae, PROMPT + AGAIN)
+    run = graph.run()
+    assert run.ending == "execution_success", run.error
+    assert {graph.samplers[after], graph.samplers[plain]} <= run.executed()
+    assert np.array_equal(*(pictures(server, run, node)[0] for node in (before, after)))
+    original = pictures(server, trained[0], trained[1]["before"])[0]
+    assert np.array_equal(pictures(server, run, plain)[0], original)
+    over = read_erasure(files(server, "loras/esd/over-lora*")[0])
+    base = read_erasure(files(server, "loras/esd/end-to-end_00001*")[0])
+    assert over.fingerprint != base.fingerprint
+    assert "to_k" in " ".join(over.tensors) and run.text(train)
+
+
+def test_cancel_keeps_the_state_and_resume_ends_with_the_same_bits(server):
+    whole = train_once(server, "esd/whole", steps=12)
+    run = cancelled(server, "esd/cancelled", steps=12)
+    assert run.ending == "execution_interrupted"
+    assert any("the state of step" in text and "resume" in text for text in run.texts)
+    assert not files(server, "loras/esd/cancelled*")
+    (state,) = files(server, "esd_training/*")
+    resumed = train_once(server, "esd/cancelled", steps=12, resume=True)
+    assert not state.exists()
+    assert resumed.tensors.keys() == whole.tensors.keys()
+    assert all(resumed.tensors[key].equal(whole.tensors[key]) for key in whole.tensors)
+
+
+def test_pictures_are_the_same_after_a_cancel(server, trained):
+    run = cancelled(server, "esd/cancelled-again", steps=500)
+    assert run.ending == "execution_interrupted"
+    graph = Graph(server)
+    model, clip, vae = graph.pocket()
+    saved = graph.picture(model, clip, vae, PROMPT + 2 * AGAIN)
+    after = graph.run()
+    assert graph.samplers[saved] in after.executed()
+    original = pictures(server, trained[0], trained[1]["before"])[0]
+    assert np.array_equal(pictures(server, after, saved)[0], original)
+    for state in files(server, "esd_training/*"):
+        state.unlink()
+
+
+def train_once(server, prefix, steps, resume=False):
+    graph = Graph(server)
+    model, clip, _ = graph.pocket()
+    graph.train(
+        model, clip, {"resume": resume, "gradient_checkpointing": True}, steps=steps,
+        seed=21, filename_prefix=prefix,
+    )  # fmt: skip
+    run = graph.run()
+    assert run.ending == "execution_success", run.error
+    return read_erasure(files(server, f"loras/{prefix}*")[0])
+
+
+def cancelled(server, prefix, steps):
+    """A run that is cancelled after its third step."""
+    graph = Graph(server)
+    model, clip, _ = graph.pocket()
+    graph.train(
+        model, clip, {"gradient_checkpointing": True}, steps=steps, seed=21, filename_prefix=prefix
+    )
+
+    def cancel(text: str) -> None:
+        if text.startswith("step 3 of"):
+            server.interrupt()
+
+    return graph.run(on_text=cancel)
+
+
+@pytest.mark.parametrize("method", ["esd-x-strict", "esd-u", "selfattn"])
+def test_other_methods_train_their_own_tensors(server, method):
+    graph = Graph(server)
+    model, clip, _ = graph.pocket()
+    graph.train(model, clip, {}, steps=1, method=method, filename_prefix=f"esd/{method}")
+    run = graph.run()
+    assert run.ending == "execution_success", run.error
+    names = read_erasure(files(server, f"loras/esd/{method}_*")[0]).tensors
+    has = {
+        part: any(part in name for name in names) for part in (".attn1.", ".attn2.", "in_layers")
+    }
+    assert has == {
+        ".attn1.": method in ("esd-u", "selfattn"),
+        ".attn2.": method == "esd-x-strict",
+        "in_layers": method == "esd-u",
+    }
+
+
+def test_a_low_rank_training_loads_with_the_stock_loader(server):
+    graph = Graph(server)
+    model, clip, vae = graph.pocket()
+    train = graph.train(model, clip, {"rank": 4}, filename_prefix="esd/rank")
+    saved = graph.picture([train, 0], clip, vae)
+    run = graph.run()
+    assert run.ending == "execution_success", run.error
+    name = "esd/rank_00001_.safetensors"
+    stock = loaded_by(server, "LoraLoaderModelOnly", lora_name=name, strength_model=1.0)
+    assert np.array_equal(stock, pictures(server, run, saved)[0])
+
+
+def test_no_half_written_file_is_left(server):
+    assert not [p for p in Path(server.base).rglob("*.partial")]
