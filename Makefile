@@ -5,17 +5,20 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-# Where a ComfyUI is looked for, or put: see tests/host/comfy_server.py for the whole search.
-COMFYUI := $(or $(COMFYUI_PATH),$(HOME)/comfy/ComfyUI)
+# A ComfyUI for the tests of the nodes: named, around the pack, or at home; else `make host` puts it
+# where comfy-cli does. Its requirements go beside ours, unless COMFYUI_PYTHON names an interpreter.
+AROUND := $(wildcard ../../custom_nodes/../main.py $(HOME)/comfy/ComfyUI/main.py $(HOME)/ComfyUI/main.py)
+COMFYUI := $(or $(COMFYUI_PATH),$(patsubst %/main.py,%,$(firstword $(AROUND))),$(HOME)/comfy/ComfyUI)
+HOST := $(if $(COMFYUI_PYTHON),,$(if $(wildcard $(COMFYUI)/main.py),$(VENV)/.host))
 WORLD := out/comfyui
 
 .PHONY: demo test lint host comfy clean
 
-demo: $(INSTALLED)
+demo: $(INSTALLED) $(HOST)
 	$(VENV)/bin/esd demo --out out/demo
 	$(VENV)/bin/python tests/host/demo.py out/demo
 
-test: $(INSTALLED)
+test: $(INSTALLED) $(HOST)
 	$(VENV)/bin/pytest -q
 
 lint: $(INSTALLED)
@@ -31,7 +34,12 @@ host: $(INSTALLED)
 	@test -f "$(COMFYUI)/main.py" || \
 	    $(VENV)/bin/comfy --skip-prompt --workspace "$(COMFYUI)" install --cpu \
 	        --skip-requirement --skip-manager --skip-torch-or-directml $(if $(COMFYUI_URL),--url $(COMFYUI_URL))
+	@$(MAKE) --no-print-directory $(VENV)/.host
+
+$(VENV)/.host: $(INSTALLED)
+	@echo "Installing what $(COMFYUI) requires."
 	$(VENV)/bin/python -m pip install --quiet --requirement "$(COMFYUI)/requirements.txt"
+	@touch $@
 
 # A ComfyUI with the pack, for a person: http://127.0.0.1:8188, files below $(WORLD).
 comfy: host

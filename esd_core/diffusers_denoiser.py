@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from .denoiser import Conditioning, Schedule
 from .errors import ConfigError, ESDError, FileError
 from .formats.keys import diffusers_to_canonical
+from .slots import replaced, slot
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 POCKET = "pocket"
@@ -41,10 +42,10 @@ class DiffusersDenoiser:
                 "can be erased from: give another model"
             )
         modules = dict(self.unet.named_modules())
-        self._slots: dict[str, tuple[torch.nn.Module, str]] = {}
-        for name, canonical in diffusers_to_canonical(self.unet.config).items():
-            path, _, leaf = name.rpartition(".")
-            self._slots[canonical] = (modules[path], leaf)
+        self._slots = {
+            canonical: slot(modules, name)
+            for name, canonical in diffusers_to_canonical(self.unet.config).items()
+        }
         self._teacher: dict[str, Tensor] = {
             name: module.get_parameter(leaf) for name, (module, leaf) in self._slots.items()
         }
@@ -57,18 +58,8 @@ class DiffusersDenoiser:
     def parameters(self) -> Mapping[str, Tensor]:
         return self._teacher
 
-    @contextmanager
-    def swapped(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-        slots = [(*self._slots[name], tensor) for name, tensor in tensors.items()]
-        before = [module._parameters[leaf] for module, leaf, _ in slots]
-        try:
-            for module, leaf, tensor in slots:
-                module._parameters[leaf] = tensor  # type: ignore[assignment]  # no leaf needed
-            yield
-        finally:
-            for (module, leaf, tensor), original in zip(slots, before, strict=True):
-                if module._parameters[leaf] is tensor:  # put back only what is still ours
-                    module._parameters[leaf] = original
+    def swapped(self, tensors: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        return replaced(self._slots, tensors)
 
     @contextmanager
     def checkpointed(self, enabled: bool) -> Iterator[None]:

@@ -317,31 +317,33 @@ def test_until_ends_a_run_when_little_is_left(denoiser, settings, recorder):
     assert outcome.probes.share["Van Gogh"] <= 0.4
 
 
-def test_until_takes_two_probes_running(denoiser, settings, recorder):
-    """The run ends at the first step whose share, and the one's before it, lie below."""
-    trainer, shares = trainer_of(denoiser, settings(SLOW)), [1.0]
+@pytest.fixture(scope="module")
+def readings(denoiser, settings, recorder):
+    """The probes of a run of SLOW before its first step and after each."""
+    trainer = trainer_of(denoiser, settings(SLOW))
+    reports = [trainer.probes.measure(trainer.student.tensors())]
 
     def note():
-        shares.append(trainer.probes.measure(trainer.student.tensors()).share["Van Gogh"])
+        reports.append(trainer.probes.measure(trainer.student.tensors()))
 
     host = recorder(at=dict.fromkeys(range(1, 21), note))
     trainer.run(host, host)
+    return reports
+
+
+def test_until_takes_two_probes_running(denoiser, settings, recorder, readings):
+    """The run ends at the first step whose share, and the one's before it, lie below."""
+    shares = [report.share["Van Gogh"] for report in readings]
     limit = sorted(shares)[len(shares) // 2]
-    expected = next(i for i in range(1, 21) if max(shares[i - 1 : i + 1]) <= limit)
+    expected = next(i for i in range(2, 21) if max(shares[i - 1 : i + 1]) <= limit)
     config = settings({**SLOW, "training.until": limit, "training.probe_every": 1})
     assert erase(denoiser, config, recorder(), recorder()).outcome.step == expected
 
 
 @pytest.fixture(scope="module")
-def drifting(denoiser, settings, recorder):
+def drifting(readings):
     """(step, limit): a run of SLOW drifts beyond the limit at that step, and not before."""
-    trainer, drifts = trainer_of(denoiser, settings(SLOW)), [0.0]
-
-    def note():
-        drifts.append(trainer.probes.measure(trainer.student.tensors()).drift[""])
-
-    host = recorder(at=dict.fromkeys(range(1, 21), note))
-    trainer.run(host, host)
+    drifts = [report.drift[""] for report in readings]
     step = next(i for i in range(3, 21) if drifts[i] > max(drifts[:i]))
     return step, (max(drifts[:step]) + drifts[step]) / 2
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
 import comfy.model_patcher
-import comfy.model_sampling
 import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
@@ -18,8 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ...esd_core.denoiser import Conditioning, Schedule
 from ...esd_core.errors import ConfigError, ESDError
-from .model import architecture, context_width, parameters
-from .session import Slot, compute_dtype, differentiable_attention
+from ...esd_core.slots import replaced, slot
+from .model import architecture, context_width, parameters, predicts_v
+from .session import compute_dtype, differentiable_attention
 from .text import Texts
 
 _FACTOR = 8
@@ -38,30 +38,16 @@ class HostDenoiser:
         self.architecture = architecture(model)
         self.device: torch.device = model.load_device
         self.compute_dtype = compute_dtype(model)
-        is_v = isinstance(model.model.model_sampling, comfy.model_sampling.V_PREDICTION)
-        self.prediction_type = "v_prediction" if is_v else "epsilon"
+        self.prediction_type = "v_prediction" if predicts_v(model) else "epsilon"
         self._teacher = parameters(model)
         modules = dict(model.model.diffusion_model.named_modules())
-        self._slots: dict[str, Slot] = {}
-        for name in self._teacher:
-            path, _, leaf = name.rpartition(".")
-            self._slots[name] = modules[path], leaf
+        self._slots = {name: slot(modules, name) for name in self._teacher}
 
     def parameters(self) -> Mapping[str, Tensor]:
         return self._teacher
 
-    @contextmanager
-    def swapped(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-        slots = [(*self._slots[name], tensor) for name, tensor in tensors.items()]
-        before = [module._parameters[leaf] for module, leaf, _ in slots]
-        try:
-            for module, leaf, tensor in slots:
-                module._parameters[leaf] = tensor  # type: ignore[assignment]  # no leaf needed
-            yield
-        finally:
-            for (module, leaf, tensor), original in zip(slots, before, strict=True):
-                if module._parameters[leaf] is tensor:  # put back only what is still ours
-                    module._parameters[leaf] = original
+    def swapped(self, tensors: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        return replaced(self._slots, tensors)
 
     @contextmanager
     def checkpointed(self, enabled: bool) -> Iterator[None]:

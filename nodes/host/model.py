@@ -48,6 +48,12 @@ def context_width(model: comfy.model_patcher.ModelPatcher) -> int:
     return width
 
 
+def predicts_v(model: comfy.model_patcher.ModelPatcher) -> bool:
+    """Whether the UNet's output is v, and not eps."""
+    sampling = model.get_model_object("model_sampling")
+    return isinstance(sampling, comfy.model_sampling.V_PREDICTION)
+
+
 def parameters(model: comfy.model_patcher.ModelPatcher) -> dict[str, Tensor]:
     """The UNet's tensors as they are now, by canonical name."""
     return dict(model.model.diffusion_model.named_parameters())

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import comfy.model_patcher
-import comfy.model_sampling
 import torch
 from torch import Tensor
 
 from ...esd_core.formats.diffusers import write_unet_folder
 from ...esd_core.formats.unet import write_unet
 from . import folders
-from .model import architecture, parameters
+from .model import architecture, parameters, predicts_v
 from .session import lent
 from .unet_config import diffusers_config
 
@@ -50,7 +48,7 @@ def _dtype(weights: dict[str, Tensor]) -> torch.dtype:
 
 def _marks(model: comfy.model_patcher.ModelPatcher) -> list[str]:
     """The host's signs for what a UNet's weights do not show."""
-    sampling: Any = model.model.model_sampling
-    is_v = isinstance(sampling, comfy.model_sampling.V_PREDICTION)
-    marks = ["v_pred"] if is_v and architecture(model) == "sdxl" else []
-    return [*marks, "ztsnr"] if marks and getattr(sampling, "zsnr", False) else marks
+    if not predicts_v(model) or architecture(model) != "sdxl":
+        return []
+    is_zero = getattr(model.model.model_sampling, "zsnr", False)
+    return ["v_pred", "ztsnr"] if is_zero else ["v_pred"]

@@ -12,10 +12,8 @@ from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
 
 from ...esd_core.errors import ESDError
+from ...esd_core.slots import Slot
 from .model import refuse_quantised
-
-Slot = tuple[nn.Module, str]
-"""Where a parameter hangs: a module, and the parameter's name in it."""
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

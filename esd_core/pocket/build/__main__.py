@@ -1,4 +1,4 @@
-"""Makes pocket again from one seed.
+"""Makes a pocket from one seed.
 
 Stages, each on top of the last: oracle, text towers, autoencoder, UNet, assembly. One that is done
 is not done again, and one that was cut short goes on from its last saved step.
@@ -7,7 +7,6 @@ is not done again, and one that was cut short goes on from its last saved step.
 from __future__ import annotations
 
 import argparse
-import shutil
 import time
 from pathlib import Path
 
@@ -67,7 +66,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m esd_core.pocket.build", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="all of pocket follows from it")
     parser.add_argument("--work", type=Path, default=Path("out/pocket"), help="for the stages")
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="where pocket is written")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/pocket/weights"), help="where pocket is written"
+    )
     arguments = parser.parse_args()
     work, out, seed = arguments.work, arguments.out, arguments.seed
     work.mkdir(parents=True, exist_ok=True)
@@ -80,8 +81,6 @@ def main() -> None:
     unet = train_unet(work, seed, vae, towers)
     assemble(out, pair, towers, vae, unet)
     save_oracle(out, oracle)
-    if out != WEIGHTS:
-        shutil.copyfile(WEIGHTS / "merges.txt", out / "merges.txt")
     report(out, per_pair=16)
     print(f"all of it took {(time.monotonic() - started) / 60:.0f} minutes")
 

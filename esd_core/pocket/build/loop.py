@@ -61,12 +61,13 @@ class Loop:
             self._load()
 
     def run(self, loss_of: LossOf) -> None:
-        """Takes all steps that are left; then the module holds the averaged weights.
+        """Takes all steps that are left; then the module holds the averaged weights, frozen.
 
         Args:
             loss_of: the loss of a batch that it chooses by the generator it is given; torch's own
                 generator is seeded too.
         """
+        self.module.requires_grad_(True).train()
         started, losses = time.monotonic(), []
         while self.step < self.course.steps:
             losses.append(self._take(loss_of))

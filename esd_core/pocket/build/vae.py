@@ -23,20 +23,17 @@ def train_vae(work: Path, seed: int) -> AutoencoderKL:
     """The autoencoder; its scaling factor is the UNet's affair.
 
     With a light pull to the prior alone, textures hide in the last bits of two latent channels, and
-    a UNet that is a little wrong draws none. From the start, a strong pull leaves channels unused.
+    a UNet that is a little wrong draws none.
     """
     torch.manual_seed(seed)
     vae = build_vae()
     pictures = draw_pictures(4320, seed=seed + 21)
     for name, course, pull in (("sharp", SHARP, 4e-4), ("calm", CALM, 1e-2)):
-        loop = Loop(vae, work / f"vae-{name}.safetensors", course)
 
         def loss_of(rng: np.random.Generator, pull: float = pull) -> Tensor:
             return _loss(vae, _cuts(pictures, rng), pull)
 
-        loop.run(loss_of)
-        vae.requires_grad_(True).train()
-    vae.requires_grad_(False).train(False)
+        Loop(vae, work / f"vae-{name}.safetensors", course).run(loss_of)
     return vae
 
 

@@ -1,0 +1,36 @@
+"""Where a network's parameters hang, and other tensors in their place for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+Slot = tuple[nn.Module, str]
+"""A module, and the parameter's name in it."""
+
+
+def slot(modules: Mapping[str, nn.Module], name: str) -> Slot:
+    """Where the parameter of that full name hangs; `modules` as of `named_modules`."""
+    path, _, leaf = name.rpartition(".")
+    return modules[path], leaf
+
+
+@contextmanager
+def replaced(slots: Mapping[str, Slot], tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, modules compute with these tensors, and gradients flow into them.
+
+    The parameters themselves are not written to. On leaving, a tensor that somebody else has put
+    in since, as a host may when it loads other weights, stays.
+    """
+    places = [(*slots[name], tensor) for name, tensor in tensors.items()]
+    before = [module._parameters[leaf] for module, leaf, _ in places]
+    try:
+        for module, leaf, tensor in places:
+            module._parameters[leaf] = tensor  # type: ignore[assignment]  # no leaf needed
+        yield
+    finally:
+        for (module, leaf, tensor), original in zip(places, before, strict=True):
+            if module._parameters[leaf] is tensor:
+                module._parameters[leaf] = original
