@@ -24,6 +24,8 @@ from .slots import replaced, slot
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 POCKET = "pocket"
+_DECODED = 4
+"""Pictures that are decoded side by side."""
 
 
 class DiffusersDenoiser:
@@ -136,7 +138,9 @@ class DiffusersDenoiser:
         """Pictures, float32 [B, 3, H, W] in 0..1 on the CPU, of latents in sigma space at 0."""
         vae = self.pipeline.vae
         scaled = (latents / vae.config.scaling_factor).to(vae.dtype)
-        return (vae.decode(scaled).sample.float() / 2 + 0.5).clamp(0, 1).cpu()
+        # A few at a time: an autoencoder's activations are large, and a CPU's caches are not.
+        parts = [vae.decode(part).sample.float() for part in scaled.split(_DECODED)]
+        return (torch.cat(parts) / 2 + 0.5).clamp(0, 1).cpu()
 
 
 def _architecture(pipeline: DiffusionPipeline) -> str:
