@@ -81,7 +81,10 @@ def write_lora(
     dtype: torch.dtype,
     force: bool = False,
 ) -> None:
-    """Write it under kohya's names; alpha is the rank, so that the scale is 1.
+    """Write it under kohya's names.
+
+    Loaders scale by alpha / rank. alpha is the largest rank in every layer, and smaller layers'
+    factors make up for it: diffusers forgets the alphas of attention layers that differ.
 
     metadata: the erasure's own; but that the file is one stays in it.
     Raises FileError as `write_safetensors`.
@@ -89,8 +92,9 @@ def write_lora(
     tensors = {}
     for layer, (up, down) in lora.factors.items():
         stem = kohya_name(layer, architecture)
-        tensors[stem + UP], tensors[stem + DOWN] = up.to(dtype), down.to(dtype)
-        tensors[stem + ALPHA] = torch.tensor(float(len(down)), dtype=dtype)
+        share = (len(down) / lora.rank) ** 0.5
+        tensors[stem + UP], tensors[stem + DOWN] = (share * up).to(dtype), (share * down).to(dtype)
+        tensors[stem + ALPHA] = torch.tensor(float(lora.rank))
     about = {
         **{key: text for key, text in metadata.items() if key != "esd.format"},
         KEPT: f"{lora.kept_in_all:.4f}",
