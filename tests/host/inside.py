@@ -19,7 +19,10 @@ import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
 
-import torch  # noqa: E402
+# First, as in main.py: ComfyUI puts comfy/ on the path later, which has a utils of its own.
+import utils.extra_config  # noqa: E402, F401
+
+import torch  # noqa: E402 isort: skip
 from safetensors import safe_open  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
