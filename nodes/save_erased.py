@@ -56,7 +56,7 @@ class ESDSaveErased(io.ComfyNode):
                     "with all that is patched into it.",
                 ),
             ],
-            outputs=[io.String.Output("path", tooltip="Where it was written.")],
+            outputs=[io.String.Output("path", "path", tooltip="Where it was written.")],
         )
 
     @classmethod

@@ -60,7 +60,11 @@ def test_links_and_nodes_fit_each_other(name, declared):
     for node in nodes.values():
         if node["type"] != "MarkdownNote":
             names = [output["name"] for output in node["outputs"]]
-            assert names == declared[node["type"]]["output_name"]
+            known = declared[node["type"]]["output_name"]
+            # Older hosts lack outputs of some stock nodes: no link may come from those.
+            assert names[: len(known)] == known
+            assert not any(output["links"] for output in node["outputs"][len(known) :])
+            assert names == known or not node["type"].startswith("ESD")
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "pocket_demo"])
