@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -60,6 +61,32 @@ def test_both_backends_select_the_same(trees, name):
 def test_the_refiner_is_refused(trees):
     told = trees["refiner"]["refused"]
     assert "the MODEL is SDXLRefiner: connect Stable Diffusion 1.x, 2.x or SDXL" in told
+
+
+@pytest.mark.parametrize(
+    ("run", "millions", "each"),
+    [
+        ("sdxl esd-x", SDXL_COUNTS["esd-x"][1], 16),
+        ("sdxl adafactor", SDXL_COUNTS["esd-all"][1], 8),
+    ],
+)
+def test_what_does_not_fit_the_memory_is_refused_before_the_first_step(trees, run, millions, each):
+    """Trees a thousand times as large: master, gradient and optimizer state of each number."""
+    told = trees["memory"][run]
+    needed, free = map(float, re.findall(r"([\d.]+) GB", told))
+    assert needed == pytest.approx(millions * 1e6 * 1000 * each / 1e9, rel=1e-4)
+    assert 0 < free < needed
+    assert "take the method esd-x-strict" in told
+
+
+def test_what_fits_the_memory_is_not_refused(trees):
+    """0.3 GB."""
+    assert trees["memory"]["sd1 esd-x-strict"] == ""
+
+
+def test_memory_that_is_used_up_all_the_same_is_told(trees):
+    told = trees["memory"]["used up"]
+    assert told.startswith("the memory was used up") and told.endswith("or a smaller size")
 
 
 # -- small ones, in the server -----------------------------------------------------------------

@@ -18,9 +18,11 @@ import comfy.model_detection  # noqa: E402
 import comfy.model_patcher  # noqa: E402
 import torch  # noqa: E402
 from diffusers import UNet2DConditionModel  # noqa: E402
-from esd_pack.esd_core.config import METHODS  # noqa: E402
+from esd_pack.esd_core.config import METHODS, ErasureConfig  # noqa: E402
 from esd_pack.esd_core.errors import ESDError  # noqa: E402
 from esd_pack.esd_core.selection import select  # noqa: E402
+from esd_pack.nodes.host import training  # noqa: E402
+from esd_pack.nodes.host.denoiser import HostDenoiser  # noqa: E402
 from esd_pack.nodes.host.model import architecture, parameters  # noqa: E402
 
 
@@ -48,6 +50,41 @@ def described(model):
     }
 
 
+class Giant(HostDenoiser):
+    """A thousandfold, so that it fits nowhere."""
+
+    def parameters(self):
+        held = super().parameters()
+        return {name: tensor.expand(1000, *tensor.shape) for name, tensor in held.items()}
+
+
+def refusal(denoiser, **settings):
+    config = ErasureConfig.from_mapping({"concepts": ["Van Gogh"], **settings})
+    try:
+        training.refuse_lack_of_memory(config, denoiser)
+    except ESDError as error:
+        return str(error)
+    return ""
+
+
+def used_up():
+    """What is said when the CPU's own allocator gives up, at a petabyte."""
+    try:
+        with training.memory_told():
+            torch.empty(1 << 50)
+    except ESDError as error:
+        return str(error)
+
+
 asked = json.loads(configs.read_text())
-told = {name: described(model_of(config)) for name, config in asked.items()}
+models = {name: model_of(config) for name, config in asked.items()}
+told = {name: described(model) for name, model in models.items()}
+told["memory"] = {
+    "sdxl esd-x": refusal(Giant(models["sdxl"], None)),
+    "sdxl adafactor": refusal(
+        Giant(models["sdxl"], None), method="esd-all", **{"training.optimizer": "adafactor"}
+    ),
+    "sd1 esd-x-strict": refusal(HostDenoiser(models["sd1"], None), method="esd-x-strict"),
+    "used up": used_up(),
+}
 answer.write_text(json.dumps(told))
