@@ -72,7 +72,7 @@ class ESDSaveErased(io.ComfyNode):
                     "file. The node says how much is kept.",
                 ),
             ],
-            outputs=[io.String.Output("path", tooltip="Where it was written.")],
+            outputs=[io.String.Output("path", "path", tooltip="Where it was written.")],
         )
 
     @classmethod
