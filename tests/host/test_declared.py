@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from comfy_server import PACK_NAME
+from comfy_server import PACK, PACK_NAME
 
 from esd_core.config import fields
 
@@ -74,3 +74,5 @@ def test_a_help_page_tells_of_all_that_goes_in_or_out(server, declared, name):
     assert len(page) > 400
     assert all(re.search(rf"\b{key}\b", page) for key, _, _ in inputs(declared[name])), page
     assert all(re.search(rf"\b{key}\b", page) for key in declared[name]["output_name"])
+    pictures = re.findall(r"!\[.+\]\((.+)\)", page)
+    assert pictures and all((PACK / "nodes" / "web" / "docs" / name).is_file() for name in pictures)
