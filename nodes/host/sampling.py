@@ -14,6 +14,8 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from .text import refuse_none
+
 SAMPLERS: list[str] = comfy.samplers.KSampler.SAMPLERS
 SCHEDULERS: list[str] = comfy.samplers.KSampler.SCHEDULERS
 
@@ -36,6 +38,7 @@ class Sampling:
 
 def encode(clip: comfy.sd.CLIP, prompt: str) -> Any:
     """CONDITIONING, as CLIPTextEncode makes it."""
+    refuse_none(clip)
     return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
 
 

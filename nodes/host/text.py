@@ -9,6 +9,17 @@ import comfy.sd
 import torch
 from torch import Tensor
 
+from ...esd_core.errors import ESDError
+
+
+def refuse_none(clip: comfy.sd.CLIP | None) -> None:
+    """ESDError for what a checkpoint without text encoders gives in place of a CLIP."""
+    if clip is None:
+        raise ESDError(
+            "the input clip is empty, as of a checkpoint without text encoders: load them with "
+            "CLIPLoader or DualCLIPLoader"
+        )
+
 
 class Texts:
     """Encodes with a CLIP and remembers.
@@ -18,6 +29,7 @@ class Texts:
     """
 
     def __init__(self, clip: comfy.sd.CLIP) -> None:
+        refuse_none(clip)
         self._clip = clip
         self._known: dict[str, tuple[Tensor, Tensor | None]] = {}
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from comfy_cli.workflow_to_api import convert_ui_to_api
-from comfy_server import PACK, PACK_NAME, Refused
-from graphs import pictures
+from comfy_server import PACK, PACK_NAME, Refused, in_host
+from graphs import Graph, files, pictures
 from PIL import Image
 
+from esd_core.erasure import read_erasure
 from esd_core.pocket.judge import load_oracle
 from esd_core.presets import load_preset
 
@@ -89,6 +90,75 @@ def test_every_widget_of_it_is_valid_and_lacks_nothing_but_files(server, name, d
     lines = str(caught.value).splitlines()
     assert all(any(f"{file}:" in line or f'"{file}"' in line or "no file" in line
                    for file in FILES) for line in lines), lines  # fmt: skip
+
+
+SMALL = {
+    "ESDTrainOptions": {"trajectory_steps": 4, "trajectory_count": 2, "batch_size": 2},
+    "ESDTrain": {"steps": 2, "width": 64, "height": 64, "learning_rate": 1e-3},
+    "ESDCompare": {"steps": 2, "width": 64, "height": 64},
+}
+"""What is small enough to be tried with; everything else stays as the workflow has it."""
+
+
+def small(prompt, name):
+    """The prompt with SMALL settings, and files of its own."""
+    for node in prompt.values():
+        node["inputs"] |= SMALL.get(node["class_type"], {})
+        if "filename_prefix" in node["inputs"]:
+            node["inputs"]["filename_prefix"] += f"-{name}"
+    return prompt
+
+
+def ran(server, prompt):
+    """The run, in which every node of the prompt had its turn."""
+    run = server.run(prompt)
+    assert run.ending == "execution_success", run.error
+    (compare,) = [i for i, node in prompt.items() if node["class_type"] == "ESDCompare"]
+    assert len(pictures(server, run, compare)) == 1
+    return run
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "pocket_demo"])
+def test_a_workflow_runs_with_pocket_in_the_place_of_its_checkpoint(server, name, declared):
+    prompt = small(convert_ui_to_api(workflow(name), declared), name)
+    for node in prompt.values():
+        if node["class_type"] == "CheckpointLoaderSimple":
+            node |= {"class_type": "ESDLoadPocket", "inputs": {}}
+        if node["class_type"] == "ESDLoadErased":
+            node["inputs"]["file"] = erasure_of_pocket(server)
+    ran(server, prompt)
+
+
+def erasure_of_pocket(server):
+    """The name of a file for loaders."""
+    if not files(server, "loras/esd/for-workflows*"):
+        graph = Graph(server)
+        model, clip, _ = graph.pocket()
+        graph.train(model, clip, {}, filename_prefix="esd/for-workflows")
+        assert graph.run().ending == "execution_success"
+    return "esd/for-workflows_00001_.safetensors"
+
+
+@pytest.mark.slow
+def test_the_sd15_workflow_runs_on_a_checkpoint_of_its_name(server, declared):
+    """Stock CheckpointLoaderSimple, on a file that ComfyUI itself takes for SD 1.5."""
+    prompt = small(convert_ui_to_api(workflow("sd15_erase_object"), declared), "stand-in")
+    (name,) = [n["inputs"]["ckpt_name"] for n in prompt.values() if "ckpt_name" in n["inputs"]]
+    path = server.base / "models" / "checkpoints" / name
+    in_host("stand_in.py", path)
+    try:
+        run = ran(server, prompt)
+    finally:
+        path.unlink()
+    (train,) = [i for i, node in prompt.items() if node["class_type"] == "ESDTrain"]
+    prefix = prompt[train]["inputs"]["filename_prefix"]
+    erasure = read_erasure(files(server, f"loras/{prefix}_*")[0])
+    assert erasure.metadata["esd.base_architecture"] == "sd1"
+    assert "2 steps" in run.text(train)
+    # 1 block down, 1 in the middle, 2 up: esd-u trains all but their cross-attention.
+    assert any(".attn1." in key for key in erasure.tensors) != any(
+        ".attn2." in key for key in erasure.tensors
+    )
 
 
 def test_the_demo_has_the_settings_that_pocket_was_tuned_with(declared):
