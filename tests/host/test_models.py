@@ -97,9 +97,9 @@ def pocket_weights():
     return {name: tensor.detach().clone() for name, tensor in parameters.items()}
 
 
-def written(server, name, tensors):
-    """A file for UNETLoader; its name."""
-    path = server.base / "models" / "diffusion_models" / f"{name}.safetensors"
+def written(server, name, tensors, folder="diffusion_models"):
+    """A file for a stock loader, UNETLoader for one; its name."""
+    path = server.base / "models" / folder / f"{name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
     return path.name
@@ -151,6 +151,15 @@ def test_a_flow_is_refused(server):
     model, clip, _ = graph.pocket()
     flow = graph.add("ModelSamplingSD3", model=model)
     assert "the MODEL is sampled as a flow" in refused(graph, [flow, 0], clip)
+
+
+def test_a_checkpoint_without_text_encoders_is_refused(server):
+    weights = {f"model.diffusion_model.{n}": t for n, t in pocket_weights().items()}
+    name = written(server, "unet-alone", weights, "checkpoints")
+    graph = Graph(server)
+    checkpoint = graph.add("CheckpointLoaderSimple", ckpt_name=name)
+    told = refused(graph, [checkpoint, 0], [checkpoint, 1])
+    assert "the input clip is empty" in told and "load them with CLIPLoader" in told
 
 
 QUANTISED = "and such weights cannot train: load the model's fp16 or bf16 file"
