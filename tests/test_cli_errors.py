@@ -142,7 +142,10 @@ def test_a_config_file_is_refused_by_name(
         ([], "the following arguments are required: COMMAND"),
         (["paint"], "invalid choice: 'paint'"),
         (["erase"], "the following arguments are required: --model, --out"),
-        (["export", "f", "--to", "ckpt"], "to must be one of unet, diffusers, official"),
+        (
+            ["export", "f", "--to", "ckpt"],
+            "to must be one of erasure, lora, unet, diffusers, official",
+        ),
         (["compare", "--seed", "-1"], "seed must be at least 0"),
         (["compare", "--width", "100"], "in multiples of 8, not 100"),
         (["evaluate", "--steps", "0"], "steps must be at least 1"),
@@ -326,7 +329,7 @@ def test_a_file_that_is_no_erasure_is_refused_by_every_command(
         (
             {CONV_IN: torch.zeros(CONV_IN_SHAPE)},
             {"base_architecture": "sd1"},
-            "was made for sd1, and this model is sdxl",
+            "was made for SD 1.x, and this model is SDXL",
         ),
     ],
 )

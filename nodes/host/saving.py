@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import comfy.model_patcher
 import torch
 from torch import Tensor
 
+from ...esd_core.erasure import SAVE_DTYPES, Erasure, check_fits
+from ...esd_core.export import Options, export
 from ...esd_core.formats.diffusers import write_unet_folder
-from ...esd_core.formats.unet import write_unet
+from ...esd_core.formats.unet import CONFIG, write_unet
 from . import folders
 from .model import architecture, parameters, predicts_v
 from .session import lent
-from .unet_config import diffusers_config
+from .unet_config import base_of, diffusers_config
 
 DIFFUSERS = "diffusers"
 
@@ -24,7 +27,8 @@ def write_whole_unet(model: comfy.model_patcher.ModelPatcher, prefix: str) -> Pa
     path = folders.next_file(folders.UNETS, prefix)
     with lent(model) as own:
         weights = parameters(own)
-        write_unet(path, weights, {}, _dtype(weights), {"format": "pt"}, _marks(own))
+        metadata = {"format": "pt", CONFIG: json.dumps(diffusers_config(own), sort_keys=True)}
+        write_unet(path, weights, {}, _dtype(weights), metadata, _marks(own))
     return path
 
 
@@ -36,6 +40,23 @@ def write_diffusers(model: comfy.model_patcher.ModelPatcher, prefix: str) -> Pat
         weights = parameters(own)
         write_unet_folder(path, diffusers_config(own), weights, {}, _dtype(weights))
     return path
+
+
+def write_change(
+    form: str,
+    model: comfy.model_patcher.ModelPatcher,
+    erasure: Erasure,
+    prefix: str,
+    rank: int,
+) -> tuple[Path, str]:
+    """The erasure as `export` writes it below output/loras, with MODEL's own weights as its base,
+    without what is patched into them; the path, and what is to be told of it."""
+    base = base_of(model)
+    check_fits(erasure, base)
+    path = folders.next_file(folders.LORAS, prefix)
+    names = {dtype: name for name, dtype in SAVE_DTYPES.items()}
+    dtype = names.get(_dtype(dict(base.weights)), "fp16")
+    return path, export(form, path, erasure, base, Options(dtype=dtype, rank=rank))
 
 
 def _dtype(weights: dict[str, Tensor]) -> torch.dtype:

@@ -111,7 +111,7 @@ def loading(server, name):
 
 def test_a_file_for_another_architecture_is_refused(server):
     name = changed_file(server, "sd1", dict, **{"esd.base_architecture": "sd1"})
-    assert "was made for sd1, and this model is sdxl" in failure(loading(server, name))
+    assert "was made for SD 1.x, and this model is SDXL" in failure(loading(server, name))
 
 
 def test_a_file_for_another_size_is_refused(server):

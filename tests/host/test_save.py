@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,12 @@ from safetensors.torch import load_file
 
 from esd_core.diffusers_denoiser import load_denoiser
 from esd_core.erasure import merged, read_erasure
+from esd_core.formats.base import Base
+from esd_core.formats.header import read_header
+from esd_core.source import open_source
+
+PREFIXES = {**dict.fromkeys(("erasure", "UNet", "diffusers"), "out/pocket")}
+PREFIXES |= {"lora": "out/low", "official": "out/official"}
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +30,13 @@ def saved(server):
     model, clip, vae = graph.pocket()
     train = graph.train(model, clip, {}, filename_prefix="esd/saved")
     nodes = {
-        name: graph.add("ESDSaveErased", format=name, filename_prefix="out/pocket", **given)
+        name: graph.add("ESDSaveErased", format=name, filename_prefix=PREFIXES[name], **given)
         for name, given in {
             "erasure": {"erasure": [train, 1]},
             "UNet": {"model": [train, 0]},
             "diffusers": {"model": [train, 0]},
+            "lora": {"erasure": [train, 1], "model": model, "rank": 6},
+            "official": {"erasure": [train, 1], "model": model},
         }.items()
     }
     nodes["picture"] = graph.picture([train, 0], clip, vae)
@@ -75,6 +85,84 @@ def test_the_diffusers_folder_loads_and_predicts_the_same(server, saved):
         pocket.unet = unet
         came = pocket.predict_noise(x, sigma, rows)
     assert torch.allclose(came, expected, rtol=1e-4, atol=1e-5)
+
+
+def drawn_with(server, loader, **inputs):
+    """A picture of pocket behind a node that loads a LoRA or an erasure; and the run."""
+    graph = Graph(server)
+    model, clip, vae = graph.pocket()
+    node = graph.add(loader, model=model, **inputs)
+    picture = graph.picture([node, 0], clip, vae)
+    run = graph.run()
+    assert run.ending == "execution_success", run.error
+    return pictures(server, run, picture)[0], run, node
+
+
+@pytest.mark.parametrize("strength", [1.0, -0.4])
+@pytest.mark.parametrize("name", ["pocket", "low"])
+def test_the_stock_loader_draws_the_same_as_ours(server, saved, name, strength):
+    file = f"out/{name}_00001_.safetensors"
+    stock, _, _ = drawn_with(server, "LoraLoaderModelOnly", lora_name=file, strength_model=strength)
+    ours, _, _ = drawn_with(server, "ESDLoadErased", file=file, strength=strength)
+    assert np.array_equal(stock, ours)
+
+
+def test_the_lora_states_what_it_keeps_and_nearly_draws_the_same(server, saved):
+    run, nodes = saved
+    (path,) = files(server, "loras/out/low*")
+    pocket, whole = erased_weights(server)
+    kept = float(read_header(path).metadata["esd.lora_kept"])
+    assert f"kept {kept:.1%} of ||dW||" in run.text(nodes["lora"])
+    base = pocket.parameters()
+    source = open_source(path).erasure(Base("sdxl", pocket.unet.config, base)).delta(base)
+    change = {n: whole[n].double() - base[n].double() for n in source}
+    size = sum(float(t.square().sum()) for t in change.values())
+    rest = sum(float((change[n] - source[n]).square().sum()) for n in source)
+    assert 1 - rest / size == pytest.approx(kept**2, abs=0.03)  # biases, and fp32 to fp32
+
+
+@pytest.mark.parametrize("name", ["official_00001_", "unet"])
+def test_absolute_weights_load_as_the_erasure_they_hold(server, saved, name):
+    """The official code's file, and a whole UNet in a folder for LoRAs, give the same picture."""
+    if name == "unet":
+        target = server.base / "output" / "loras" / "out" / "unet.safetensors"
+        shutil.copyfile(files(server, "diffusion_models/out/pocket_00001*")[0], target)
+    run, nodes = saved
+    expected = pictures(server, run, nodes["picture"])[0].astype(int)
+    picture, _, _ = drawn_with(
+        server, "ESDLoadErased", file=f"out/{name}.safetensors", strength=1.0
+    )
+    assert abs(picture.astype(int) - expected).max() <= 1
+
+
+def test_stacked_erasures_are_told_of(server, saved):
+    graph = Graph(server)
+    model, clip, vae = graph.pocket()
+    file = "out/pocket_00001_.safetensors"
+    first = graph.add("ESDLoadErased", model=model, file=file, strength=0.5)
+    second = graph.add("ESDLoadErased", model=[first, 0], file=file, strength=0.25)
+    graph.picture([second, 0], clip, vae)
+    run = graph.run()
+    assert run.ending == "execution_success", run.error
+    count = len(read_erasure(files(server, "loras/out/pocket*")[0]).change())
+    assert f"{count} of the {count} tensors" in run.text(second)
+    assert first not in run.history["outputs"]
+
+
+def test_the_loss_on_eight_bit_weights_is_measured_and_told(server, saved):
+    graph = Graph(server)
+    _, clip, vae = graph.pocket()
+    unet = graph.add(
+        "UNETLoader", unet_name="out/pocket_00001_.safetensors", weight_dtype="fp8_e4m3fn"
+    )
+    node = graph.add(
+        "ESDLoadErased", model=[unet, 0], file="out/pocket_00001_.safetensors", strength=1.0
+    )
+    graph.picture([node, 0], clip, vae)
+    run = graph.run()
+    assert run.ending == "execution_success", run.error
+    part = re.search(r"moves them by (\d+)% of the change", run.text(node))
+    assert part and int(part[1]) > 10
 
 
 def test_numbers_go_up_and_nothing_is_overwritten(server, saved):
