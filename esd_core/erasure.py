@@ -70,7 +70,7 @@ class Erasure:
         return [float(v) for v in self.metadata.get("esd.base_fingerprint", "").split()]
 
     def change(self) -> LazyTensors:
-        """float32 change by canonical name; low-rank ones are multiplied out, as matrices.
+        """float32 change by canonical name; low-rank ones are multiplied out.
 
         Made when asked for: one at a time is in memory where the tensors are lazy too.
         """
@@ -81,7 +81,7 @@ class Erasure:
             if key.endswith(_UP):
                 stem = key.removesuffix(_UP)
                 name, down = f"{stem}.weight", spec_of(self.tensors, stem + _DOWN).shape
-                shape = (shape[0], math.prod(down[1:]))
+                shape = (shape[0], *down[1:])
             elif key.endswith(".diff"):
                 name = f"{key.removesuffix('.diff')}.weight"
             elif key.endswith(".diff_b"):
@@ -97,8 +97,8 @@ class Erasure:
             return value
         stem = key.removesuffix(_UP)
         down = self.tensors[stem + _DOWN].float()
-        scale = float(self.tensors[stem + _ALPHA]) / len(down)
-        return scale * (value.flatten(1) @ down.flatten(1))
+        product = (value.flatten(1) @ down.flatten(1)).view(len(value), *down.shape[1:])
+        return float(self.tensors[stem + _ALPHA]) / len(down) * product
 
     def delta(self, base: Mapping[str, Tensor], strength: float = 1.0) -> LazyTensors:
         """strength * change, in the shapes of the base's tensors; it must fit them."""

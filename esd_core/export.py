@@ -16,12 +16,11 @@ from .formats.base import Base
 from .formats.diffusers import plain_config, write_official, write_unet_folder
 from .formats.header import Spec
 from .formats.lazy import LazyTensors, spec_of
-from .formats.lora import ALPHA, low_rank
-from .formats.safetensors_file import write_safetensors
+from .formats.lora import ALPHA, DOWN, UP, low_rank, write_lora
 from .formats.unet import CONFIG, write_unet
 
 ERASURE, LORA, UNET, DIFFUSERS, OFFICIAL = "erasure", "lora", "unet", "diffusers", "official"
-FORMS = (ERASURE, LORA, UNET, DIFFUSERS, OFFICIAL)
+FORMS = (UNET, DIFFUSERS, OFFICIAL, LORA, ERASURE)
 
 
 @dataclass(frozen=True)
@@ -31,15 +30,15 @@ class Options:
     Attributes:
         strength: how much of the change.
         dtype: of SAVE_DTYPES.
-        rank: of a LoRA's layers; 0 for what `energy` needs.
-        energy: the part of ||dW||^2 that every layer of a LoRA keeps at least.
+        rank: of a LoRA's layers, at most; None for no bound.
+        energy: the smallest rank of a LoRA's layer that keeps this share of its squared norm.
         force: overwrite.
     """
 
     strength: float = 1.0
     dtype: str = "fp16"
-    rank: int = 0
-    energy: float = 0.99
+    rank: int | None = None
+    energy: float | None = None
     force: bool = False
 
 
@@ -55,7 +54,9 @@ def export(form: str, path: Path, erasure: Erasure, base: Base, options: Options
     if form == ERASURE:
         write_erasure(path, _scaled(erasure, options.strength, dtype), force)
     elif form == LORA:
-        return write_lora(path, delta, base, metadata, options)
+        lora = low_rank(delta, options.rank, options.energy)
+        write_lora(path, lora, base.architecture, metadata, dtype, force)
+        return f"rank {lora.rank} keeps {lora.kept_in_all:.1%} of the change's norm"
     elif form == UNET:
         metadata[CONFIG] = json.dumps(plain_config(base.config), sort_keys=True)
         write_unet(path, base.weights, delta, dtype, metadata, base.marks, force)
@@ -64,43 +65,6 @@ def export(form: str, path: Path, erasure: Erasure, base: Base, options: Options
     else:
         write_official(path, base.config, base.weights, delta, dtype, force, metadata)
     return ""
-
-
-def write_lora(
-    path: Path,
-    delta: Mapping[str, Tensor],
-    base: Base,
-    metadata: Mapping[str, str],
-    options: Options,
-) -> str:
-    """Writes the change at low rank in kohya's names; what part of it that keeps, in words."""
-    low = low_rank(delta, base.config, options.rank, options.energy, SAVE_DTYPES[options.dtype])
-    ranks = sorted(low.ranks.values())
-    most = str(ranks[-1] if ranks else 0)
-    kept = {name: round(part, 5) for name, part in low.layers.items()}
-    own = {
-        "esd.lora_kept": f"{low.kept:.5f}",
-        "esd.lora_kept_by_layer": json.dumps(kept, sort_keys=True),
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": most,
-        "ss_network_alpha": most,
-    }
-    write_safetensors(path, low.tensors, {**metadata, **own}, options.force)
-    return _told(low.kept, low.layers, ranks)
-
-
-def _told(kept: float, layers: Mapping[str, float], ranks: list[int]) -> str:
-    lines = [f"kept {kept:.1%} of ||dW|| in {len(ranks)} layers"]
-    if ranks:
-        lines[0] += f" of rank {ranks[0]} to {ranks[-1]}"
-    without = [name for name, part in layers.items() if part == 0]
-    if without:
-        lines.append(f"left out {len(without)} biases and norms, which LoRAs have no place for")
-    some = {name: part for name, part in layers.items() if part > 0}
-    if some:
-        worst = min(some, key=some.__getitem__)
-        lines.append(f"least of all {some[worst]:.1%} of {worst}")
-    return "\n".join(lines)
 
 
 def official_name(metadata: Mapping[str, str]) -> str:
@@ -125,7 +89,7 @@ def _scaled(erasure: Erasure, strength: float, dtype: torch.dtype) -> Erasure:
     }
 
     def tensor(key: str) -> Tensor:
-        is_factor = key.endswith((".lora_up.weight", ".lora_down.weight"))
+        is_factor = key.endswith((UP, DOWN))
         return (own[key].float() * (1.0 if is_factor else strength)).to(specs[key].dtype)
 
     return replace(erasure, tensors=LazyTensors(specs, tensor))

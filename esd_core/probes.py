@@ -76,7 +76,9 @@ class Probes:
         further = [concept.name] if concept and concept.erase_from else []
         rows = denoiser.encode([prompt, "", *further], config.width, config.height)
         shape = denoiser.latent_shape(config.width, config.height)
-        generator = torch.Generator().manual_seed(_PROBE_SEED)
+        # Held out whatever the run's seed is.
+        seed = _PROBE_SEED + (config.seed == _PROBE_SEED)
+        generator = torch.Generator().manual_seed(seed)
         noise = unit_noise((TRAJECTORIES, *shape), generator, denoiser.device)
         seen: list[tuple[Tensor, Tensor, Sequence[Tensor]]] = []
         sample(

@@ -6,14 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from comfy_api.latest import io, ui
 
 from ..esd_core.erasure import Erasure, write_erasure
 from ..esd_core.errors import ConfigError, ESDError
+from ..esd_core.formats.lora import low_rank, write_lora
 from .host import folders, saving
 from .types import Erased
 
-ERASURE, LORA, UNET, DIFFUSERS, OFFICIAL = "erasure", "lora", "UNet", "diffusers", "official"
+ERASURE, LORA, UNET, DIFFUSERS, OFFICIAL = "erasure", "LoRA", "UNet", "diffusers", "official"
+_CHANGES = (ERASURE, LORA, OFFICIAL)
 _WHOLE: dict[str, Callable[[Any, str], Path]] = {
     UNET: saving.write_whole_unet,
     DIFFUSERS: saving.write_diffusers,
@@ -28,19 +31,20 @@ class ESDSaveErased(io.ComfyNode):
             display_name="ESD Save Erased",
             category="ESD",
             description=(
-                "Writes an erasure for LoRA loaders, at full or at low rank, or a whole erased "
-                "UNet for ComfyUI's UNETLoader or for diffusers."
+                "Writes an erasure for LoRA loaders, whole or at a low rank, or an erased UNet "
+                "for ComfyUI's UNETLoader or for diffusers."
             ),
             is_output_node=True,
             inputs=[
                 io.Combo.Input(
                     "format",
-                    options=[ERASURE, UNET, DIFFUSERS, LORA, OFFICIAL],
+                    options=[ERASURE, LORA, UNET, DIFFUSERS, OFFICIAL],
                     default=ERASURE,
-                    tooltip="erasure: the change alone, a LoRA file. UNet: all weights, for "
-                    "UNETLoader. diffusers: a folder for UNet2DConditionModel.from_pretrained. "
-                    "lora: the change at low rank, for every loader of LoRAs. official: the erased "
-                    "weights alone, for the official code.",
+                    tooltip="erasure: the change alone, exactly, for ComfyUI's LoRA loaders. LoRA: "
+                    "the change at a low rank, small, for other programs' loaders too. UNet: all "
+                    "weights, for UNETLoader. diffusers: a folder for "
+                    "UNet2DConditionModel.from_pretrained. official: the erased weights alone, "
+                    "for the official code.",
                 ),
                 io.String.Input(
                     "filename_prefix",
@@ -51,25 +55,25 @@ class ESDSaveErased(io.ComfyNode):
                 Erased.Input(
                     "erasure",
                     optional=True,
-                    tooltip="From ESD Train; for erasure, lora and official.",
+                    tooltip="From ESD Train; for the formats erasure, LoRA and official.",
                 ),
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="The erased model. UNet and diffusers are written with all that is "
-                    "patched into it; lora and official take its own weights, without patches.",
+                    tooltip="The erased model, for the formats UNet and diffusers: it is written "
+                    "with all that is patched into it. official takes its own weights alone.",
                 ),
                 io.Int.Input(
                     "rank",
-                    default=0,
-                    min=0,
+                    default=16,
+                    min=1,
                     max=4096,
-                    tooltip="Of a lora's layers; at 0 every layer has the rank that keeps 99 % of "
-                    "its squared change.",
                     optional=True,
+                    tooltip="For the format LoRA: more keeps more of the change and makes a larger "
+                    "file. The node says how much is kept.",
                 ),
             ],
-            outputs=[io.String.Output("path", tooltip="Where it was written.")],
+            outputs=[io.String.Output("path", "path", tooltip="Where it was written.")],
         )
 
     @classmethod
@@ -87,31 +91,45 @@ class ESDSaveErased(io.ComfyNode):
         filename_prefix: str,
         erasure: Erasure | None = None,
         model: Any = None,
-        rank: int = 0,
+        rank: int = 16,
     ) -> io.NodeOutput:
-        path, report = _write(format, filename_prefix, erasure, model, rank)
-        told = "\n".join(filter(None, (report, f"written to {folders.shown(path)}")))
-        return io.NodeOutput(str(path), ui=ui.PreviewText(told))
+        if format in _CHANGES:
+            path, told = _write_change(format, filename_prefix, erasure, model, rank)
+        else:
+            path, told = _write_model(format, filename_prefix, model), ""
+        return io.NodeOutput(
+            str(path), ui=ui.PreviewText(f"written to {folders.shown(path)}{told}")
+        )
 
 
-def _write(
+def _write_change(
     form: str, prefix: str, erasure: Erasure | None, model: Any, rank: int
 ) -> tuple[Path, str]:
-    """The path, and what is to be told of the file."""
-    if form not in _WHOLE and erasure is None:
+    """The path, and what to say of it."""
+    if erasure is None:
         raise ConfigError(
             f"the format {form} needs the input erasure: connect that output of ESD Train, or "
             "choose the format UNet or diffusers for a MODEL"
         )
-    if form == ERASURE and erasure is not None:
-        path = folders.next_file(folders.LORAS, prefix)
+    if form == OFFICIAL:
+        return saving.write_official_file(_needed(form, model), erasure, prefix), ""
+    path = folders.next_file(folders.LORAS, prefix)
+    if form == ERASURE:
         write_erasure(path, erasure)
         return path, ""
+    lora = low_rank(erasure.change(), rank)
+    write_lora(path, lora, erasure.architecture, erasure.metadata, torch.float16)
+    return path, f"\nrank {lora.rank} keeps {lora.kept_in_all:.1%} of the change's norm"
+
+
+def _write_model(form: str, prefix: str, model: Any) -> Path:
+    return _WHOLE[form](_needed(form, model), prefix)
+
+
+def _needed(form: str, model: Any) -> Any:
     if model is None:
         raise ConfigError(
             f"the format {form} needs the input model: connect the erased MODEL of ESD Train or "
             "ESD Load Erased"
         )
-    if erasure is not None and form not in _WHOLE:
-        return saving.write_change(form, model, erasure, prefix, rank)
-    return _WHOLE[form](model, prefix), ""
+    return model

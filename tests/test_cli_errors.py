@@ -142,10 +142,8 @@ def test_a_config_file_is_refused_by_name(
         ([], "the following arguments are required: COMMAND"),
         (["paint"], "invalid choice: 'paint'"),
         (["erase"], "the following arguments are required: --model, --out"),
-        (
-            ["export", "f", "--to", "ckpt"],
-            "to must be one of erasure, lora, unet, diffusers, official",
-        ),
+        (["export", "f", "--to", "ckpt"], "to must be one of unet, diffusers, official, lora"),
+        (["export", "f", "--to", "lora", "--energy", "0"], "energy must be above 0"),
         (["compare", "--seed", "-1"], "seed must be at least 0"),
         (["compare", "--width", "100"], "in multiples of 8, not 100"),
         (["evaluate", "--steps", "0"], "steps must be at least 1"),

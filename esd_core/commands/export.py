@@ -6,16 +6,17 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
+from ..errors import ConfigError
 from ..settings import Bounds, Field
 from . import erased, models, outputs
-from .flags import add_fields, given, reader
+from .flags import add_fields, reader, value
 
-FORMS = ("erasure", "lora", "unet", "diffusers", "official")
+FORMS = ("unet", "diffusers", "official", "lora", "erasure")
 FORMS_HELP = (
-    "erasure: the change at full rank, for LoRA loaders of ComfyUI. lora: the change at low rank "
-    "in kohya's names, for every loader of LoRAs. unet: a whole UNet as one file, for ComfyUI's "
-    "UNETLoader. diffusers: a folder for UNet2DConditionModel.from_pretrained. official: the "
-    "erased weights alone, as the official code loads them; --out may be a folder then."
+    "unet: a whole UNet as one file, for ComfyUI's UNETLoader. diffusers: a folder for "
+    "UNet2DConditionModel.from_pretrained. official: the erased weights alone, as the official "
+    "code loads them; --out may be a folder then. lora: the change at a low rank, for every loader "
+    "of LoRAs. erasure: the change itself, for ComfyUI's LoRA loaders."
 )
 TO = Field("to", str, None, FORMS_HELP, FORMS)
 DTYPE = Field(
@@ -27,17 +28,18 @@ STRENGTH = Field(
 RANK = Field(
     "rank",
     int,
-    0,
-    "Of a LoRA's layers; at 0 every layer has the rank that --energy needs.",
-    bounds=Bounds(0, 4096),
+    None,
+    "Rank of a lora's layers, at most (default 16, or no bound with --energy).",
+    bounds=Bounds(1, 4096),
 )
 ENERGY = Field(
     "energy",
     float,
-    0.99,
-    "Where --rank is 0, the part of a layer's squared change that a LoRA keeps at least.",
+    None,
+    "For a lora: the smallest rank that keeps this share of a layer's squared norm.",
     bounds=Bounds(0, 1, exclusive=True),
 )
+DEFAULT_RANK = 16
 _OPTIONS = (STRENGTH, DTYPE, RANK, ENERGY)
 
 
@@ -61,6 +63,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     out, is_folder = arguments.out, arguments.to == "diffusers"
+    if arguments.to != "lora" and not (arguments.rank is arguments.energy is None):
+        raise ConfigError("--rank and --energy are for --to lora")
     in_folder = arguments.to == "official" and out.is_dir()
     if not in_folder:
         _check(out, arguments, is_folder)
@@ -85,7 +89,7 @@ def _check(out: Path, arguments: Namespace, is_folder: bool) -> None:
 
 
 def _chosen(arguments: Namespace) -> dict[str, Any]:
-    return {
-        field.name: field.default if word is None else word
-        for field, word in zip(_OPTIONS, given(arguments, _OPTIONS).values(), strict=True)
-    }
+    chosen = {field.name: value(arguments, field) for field in _OPTIONS}
+    if chosen["rank"] is chosen["energy"] is None:
+        chosen["rank"] = DEFAULT_RANK
+    return chosen

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...esd_core.erasure import SAVE_DTYPES, Erasure, check_fits
-from ...esd_core.export import Options, export
+from ...esd_core.export import OFFICIAL, Options, export
 from ...esd_core.formats.diffusers import write_unet_folder
 from ...esd_core.formats.unet import CONFIG, write_unet
 from . import folders
@@ -42,21 +42,18 @@ def write_diffusers(model: comfy.model_patcher.ModelPatcher, prefix: str) -> Pat
     return path
 
 
-def write_change(
-    form: str,
-    model: comfy.model_patcher.ModelPatcher,
-    erasure: Erasure,
-    prefix: str,
-    rank: int,
-) -> tuple[Path, str]:
-    """The erasure as `export` writes it below output/loras, with MODEL's own weights as its base,
-    without what is patched into them; the path, and what is to be told of it."""
+def write_official_file(
+    model: comfy.model_patcher.ModelPatcher, erasure: Erasure, prefix: str
+) -> Path:
+    """The erased weights for the official code: MODEL's own, without what is patched into them,
+    and the erasure; below output/loras, where ESD Load Erased finds it again. The path."""
     base = base_of(model)
     check_fits(erasure, base)
     path = folders.next_file(folders.LORAS, prefix)
     names = {dtype: name for name, dtype in SAVE_DTYPES.items()}
     dtype = names.get(_dtype(dict(base.weights)), "fp16")
-    return path, export(form, path, erasure, base, Options(dtype=dtype, rank=rank))
+    export(OFFICIAL, path, erasure, base, Options(dtype=dtype))
+    return path
 
 
 def _dtype(weights: dict[str, Tensor]) -> torch.dtype:

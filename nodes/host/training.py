@@ -76,14 +76,14 @@ def train(
     refuse_quantised(model)
     texts = Texts(clip)
     texts.learn(_prompts(config))
-    with lent(model, config.training.precision, _needed(model)) as own, _memory_told():
+    with lent(model, config.training.precision, _needed(model)) as own, memory_told():
         denoiser = HostDenoiser(own, texts)
         course = _course(config, denoiser, texts)
         run = _digest([course, {n: v for n, v in _flat(config).items() if n not in _REPORTING}])
         known = _known(prefix, run)
         if known:
             return known
-        _refuse_lack_of_memory(config, denoiser)
+        refuse_lack_of_memory(config, denoiser)
         say("recording what the model predicts", node)
         result = _train(denoiser, config, folders.state_file(course), resume, node)
     return _write(result, prefix, run)
@@ -168,7 +168,7 @@ def _needed(model: comfy.model_patcher.ModelPatcher) -> float:
     return 0 if is_cpu else _EVERYTHING
 
 
-def _refuse_lack_of_memory(config: ErasureConfig, denoiser: Denoiser) -> None:
+def refuse_lack_of_memory(config: ErasureConfig, denoiser: Denoiser) -> None:
     """ESDError when not even the trained tensors fit: activations come on top."""
     needed = _trained_bytes(config, denoiser)
     free = comfy.model_management.get_free_memory(denoiser.device)
@@ -201,10 +201,17 @@ def _trained_bytes(config: ErasureConfig, denoiser: Denoiser) -> int:
 
 
 @contextmanager
-def _memory_told() -> Iterator[None]:
+def memory_told() -> Iterator[None]:
+    """ESDError when the memory runs out in there: an accelerator's, or the CPU's."""
     try:
         yield
-    except comfy.model_management.OOM_EXCEPTION as error:
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in _NO_MEMORY):
+            raise
         raise ESDError(
             f"the memory was used up ({str(error).splitlines()[0]}): {_SMALLER}, or a smaller size"
         ) from error
+
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""What torch says: it has a kind of error of its own for some accelerators alone."""
