@@ -18,7 +18,7 @@ TITLES = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL", "refiner": "the SDXL
 Shapes = Mapping[str, tuple[int, ...]]
 
 _ATTENDS = re.compile(
-    r"attn2[._]to_k\.(weight|diff|lora_down\.weight|lora_A\.weight|lora\.down\.weight)$"
+    r"attn2[._](processor\.)?to_k\.(weight|diff|lora_down\.weight|lora_A\.weight|lora\.down\.weight)$"
 )
 
 
