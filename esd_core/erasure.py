@@ -21,6 +21,7 @@ from torch import Tensor
 from .config import ErasureConfig
 from .denoiser import Denoiser
 from .errors import ESDError, FileError
+from .formats.adapters import check_tensors
 from .formats.header import Spec, read_header
 from .formats.lazy import LazyTensors, renamed, spec_of
 from .formats.lora import ALPHA as _ALPHA
@@ -197,36 +198,6 @@ def read_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
     except (TypeError, ValueError) as error:
         raise FileError(f"{path} is damaged: its metadata cannot be read") from error
     return dict(metadata)
-
-
-def check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """FileError for a change with numbers that are none, or low-rank halves that do not fit.
-
-    One tensor at a time is in memory.
-    """
-    for key in tensors:
-        stem = key.removesuffix(_UP).removesuffix(_DOWN).removesuffix(_ALPHA)
-        if stem != key and not _is_whole(tensors, stem):
-            raise FileError(f"{path} is damaged: {key} lacks its other half, or does not fit it")
-        check_finite(path, key, tensors[key])
-
-
-def check_finite(path: Path, name: str, tensor: Tensor) -> None:
-    """FileError for a tensor that is no floating-point one, or holds values that are not finite."""
-    if not tensor.is_floating_point():
-        raise FileError(f"{path} is damaged: {name} holds {tensor.dtype}, which no weight is")
-    if not torch.isfinite(tensor.float()).all():
-        raise FileError(f"{path} is damaged: {name} holds a value that is not finite")
-
-
-def _is_whole(tensors: Mapping[str, Tensor], stem: str) -> bool:
-    """Whether a low-rank change has all its parts, in shapes that can be multiplied."""
-    if not all(stem + part in tensors for part in (_UP, _DOWN, _ALPHA)):
-        return False
-    up, down, alpha = (spec_of(tensors, stem + part).shape for part in (_UP, _DOWN, _ALPHA))
-    if min(len(up), len(down)) < 2:
-        return False
-    return math.prod(up[1:]) == down[0] > 0 and math.prod(alpha) == 1
 
 
 def _is_ours(key: str) -> bool:

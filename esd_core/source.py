@@ -14,9 +14,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .erasure import Erasure, check_finite, check_tensors, read_metadata
+from .erasure import Erasure, read_metadata
 from .errors import FileError
-from .formats.adapters import foreign_part, is_of_text, modules, part_of, with_alphas
+from .formats.adapters import (
+    check_finite,
+    check_tensors,
+    foreign_part,
+    is_of_text,
+    modules,
+    part_of,
+    with_alphas,
+)
 from .formats.base import Base
 from .formats.diffusers import read_unet_folder
 from .formats.header import Header, Spec, read_header

@@ -5,15 +5,18 @@ and ComfyUI's own LoraSave. Layouts: kohya-ss/sd-scripts `networks/lora.py`; LyC
 `modules/full.py`, `modules/norms.py`; ComfyUI `comfy/lora.py`.
 """
 
+import math
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import FileError
 from .header import Spec
 from .keys import diffusers_to_canonical
-from .lazy import LazyTensors
+from .lazy import LazyTensors, spec_of
 from .lora import ALPHA, DOWN, UP
 
 # What a tensor's name ends in -> what we call that part.
@@ -79,3 +82,35 @@ def modules(config: Mapping[str, Any]) -> dict[str, str]:
             ours,
         )
     return found
+
+
+def check_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
+    """FileError for a change with numbers that are none, or low-rank halves that do not fit.
+
+    One tensor at a time is in memory.
+    """
+    for key in tensors:
+        stem = key.removesuffix(UP).removesuffix(DOWN).removesuffix(ALPHA)
+        if stem != key and not _is_whole(tensors, stem):
+            raise FileError(f"{path} is damaged: {key} lacks its other half, or does not fit it")
+        tensor = tensors[key]
+        # Some programs write alpha as a whole number.
+        check_finite(path, key, tensor.float() if key.endswith(ALPHA) else tensor)
+
+
+def check_finite(path: str | os.PathLike[str], name: str, tensor: Tensor) -> None:
+    """FileError for a tensor that is no floating-point one, or holds values that are not finite."""
+    if not tensor.is_floating_point():
+        raise FileError(f"{path} is damaged: {name} holds {tensor.dtype}, which no weight is")
+    if not torch.isfinite(tensor.float()).all():
+        raise FileError(f"{path} is damaged: {name} holds a value that is not finite")
+
+
+def _is_whole(tensors: Mapping[str, Tensor], stem: str) -> bool:
+    """Whether a low-rank change has all its parts, in shapes that can be multiplied."""
+    if not all(stem + part in tensors for part in (UP, DOWN, ALPHA)):
+        return False
+    up, down, alpha = (spec_of(tensors, stem + part).shape for part in (UP, DOWN, ALPHA))
+    if min(len(up), len(down)) < 2:
+        return False
+    return math.prod(up[1:]) == down[0] > 0 and math.prod(alpha) == 1
