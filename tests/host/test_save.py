@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -9,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from comfy_server import in_host
 from diffusers import UNet2DConditionModel
 from graphs import Graph, files, pictures
 from safetensors.torch import load_file
+from test_keys import CONFIGS
 
 from esd_core.diffusers_denoiser import load_denoiser
 from esd_core.erasure import merged, read_erasure
+from esd_core.formats.keys import diffusers_to_canonical
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +170,25 @@ def test_the_loss_on_eight_bit_weights_is_measured_and_told(server, saved):
     assert run.ending == "execution_success", run.error
     part = re.search(r"moves them by (\d+)% of the change", run.text(node))
     assert part and int(part[1]) > 10
+
+
+FULL_SIZE = ("sd1", "sd2", "sdxl", "ssd-1b", "vega", "refiner")
+
+
+@pytest.fixture(scope="module")
+def host_names(tmp_path_factory):
+    """ComfyUI's own map, by model."""
+    folder = tmp_path_factory.mktemp("names")
+    configs, answer = folder / "configs.json", folder / "answer.json"
+    configs.write_text(json.dumps({name: CONFIGS[name] for name in FULL_SIZE}))
+    in_host("names.py", configs, answer)
+    return json.loads(answer.read_text())
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_every_name_is_what_comfyui_translates_it_to(host_names, name):
+    ours, theirs = diffusers_to_canonical(CONFIGS[name]), host_names[name]
+    assert ours == {key: theirs.get(key) for key in ours}
 
 
 def test_numbers_go_up_and_nothing_is_overwritten(server, saved):
