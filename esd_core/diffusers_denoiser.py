@@ -211,7 +211,7 @@ def _load_pipeline(model: str, dtype: torch.dtype) -> DiffusionPipeline:
     try:
         if model == POCKET:
             return StableDiffusionXLPipeline.from_pretrained(
-                _pocket_folder(), add_watermarker=False, **quiet
+                pocket_folder(), add_watermarker=False, **quiet
             )
         if path.is_file():
             return _load_single_file(path, dtype)
@@ -244,5 +244,5 @@ def _load_single_file(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
     return kind.from_single_file(str(path), torch_dtype=dtype)
 
 
-def _pocket_folder() -> Path:
+def pocket_folder() -> Path:
     return Path(__file__).parent / "pocket" / "weights"

@@ -8,38 +8,34 @@ apply it with a strength and nobody needs this code to use a result.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .concepts import parse_all
 from .config import ErasureConfig
 from .denoiser import Denoiser
 from .errors import ESDError, FileError
-from .formats.header import read_header
-from .formats.safetensors_file import iterate_tensors, write_safetensors
+from .formats.adapters import check_tensors
+from .formats.header import Spec, read_header
+from .formats.lazy import LazyTensors, renamed, spec_of
+from .formats.lora import ALPHA as _ALPHA
+from .formats.lora import DOWN as _DOWN
+from .formats.lora import UP as _UP
+from .formats.safetensors_file import file_tensors, write_safetensors
+from .formats.structure import title
+from .metadata import describe
 from .probes import ProbeReport
 from .student import LowRankStudent, Student
 
-FORMAT = "esd-erasure-1"
-PACK_VERSION = "0.1.0"
-CONVENTION = (
-    "paper: target = anchor - eta * (concept - empty); the official scripts' eta is this + 1"
-)
 SAVE_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 _PREFIX = "diffusion_model."
-_UP, _DOWN, _ALPHA = ".lora_up.weight", ".lora_down.weight", ".alpha"
-_MODELSPEC = {
-    "sdxl": ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
-    "sd1": ("stable-diffusion-v1", "sd_v1"),
-    "sd2": ("stable-diffusion-v2-768-v", "sd_v2"),
-}
 # Samples of the same weights in another number format differ by less than this, relative.
 _SAME_WEIGHTS = 0.01
 
@@ -74,24 +70,42 @@ class Erasure:
         """Of the base that it was made for; empty when that is not known."""
         return [float(v) for v in self.metadata.get("esd.base_fingerprint", "").split()]
 
-    def change(self) -> dict[str, Tensor]:
-        """float32 change by canonical name; low-rank ones are multiplied out."""
-        whole = {
-            f"{key.removesuffix('.diff')}.weight": value.float()
-            for key, value in self.tensors.items()
-            if key.endswith(".diff")
-        }
-        whole |= {
-            f"{key.removesuffix('.diff_b')}.bias": value.float()
-            for key, value in self.tensors.items()
-            if key.endswith(".diff_b")
-        }
-        for key in [k for k in self.tensors if k.endswith(_UP)]:
-            stem = key.removesuffix(_UP)
-            up, down = self.tensors[key].float().flatten(1), self.tensors[stem + _DOWN].float()
-            product = (up @ down.flatten(1)).view(len(up), *down.shape[1:])
-            whole[f"{stem}.weight"] = float(self.tensors[stem + _ALPHA]) / len(down) * product
-        return whole
+    def change(self) -> LazyTensors:
+        """float32 change by canonical name; low-rank ones are multiplied out.
+
+        Made when asked for: one at a time is in memory where the tensors are lazy too.
+        """
+        specs: dict[str, Spec] = {}
+        sources: dict[str, str] = {}
+        for key in self.tensors:
+            shape = spec_of(self.tensors, key).shape
+            if key.endswith(_UP):
+                stem = key.removesuffix(_UP)
+                name, down = f"{stem}.weight", spec_of(self.tensors, stem + _DOWN).shape
+                shape = (shape[0], *down[1:])
+            elif key.endswith(".diff"):
+                name = f"{key.removesuffix('.diff')}.weight"
+            elif key.endswith(".diff_b"):
+                name = f"{key.removesuffix('.diff_b')}.bias"
+            else:
+                continue
+            specs[name], sources[name] = Spec(torch.float32, shape), key
+        return LazyTensors(specs, lambda name: self._change_of(sources[name]))
+
+    def _change_of(self, key: str) -> Tensor:
+        value = self.tensors[key].float()
+        if not key.endswith(_UP):
+            return value
+        stem = key.removesuffix(_UP)
+        down = self.tensors[stem + _DOWN].float()
+        product = (value.flatten(1) @ down.flatten(1)).view(len(value), *down.shape[1:])
+        return float(self.tensors[stem + _ALPHA]) / len(down) * product
+
+    def delta(self, base: Mapping[str, Tensor], strength: float = 1.0) -> LazyTensors:
+        """strength * change, in the shapes of the base's tensors; it must fit them."""
+        change = self.change()
+        specs = {name: Spec(torch.float32, spec_of(base, name).shape) for name in change}
+        return LazyTensors(specs, lambda n: strength * change[n].view(specs[n].shape))
 
 
 # -- making and writing ------------------------------------------------------------------------
@@ -122,7 +136,9 @@ def make_erasure(
             "the trained change holds values that are not finite: lower training.learning_rate, "
             "or set training.save_dtype to fp32"
         )
-    return Erasure(tensors, _metadata(denoiser, config, steps, probes))
+    metadata = describe(denoiser, config, steps, probes)
+    metadata["esd.base_fingerprint"] = fingerprint(denoiser.parameters())
+    return Erasure(tensors, metadata)
 
 
 def _full_layout(student: Student, denoiser: Denoiser) -> dict[str, Tensor]:
@@ -150,40 +166,9 @@ def _low_rank_layout(student: Student, denoiser: Denoiser) -> dict[str, Tensor]:
     return tensors
 
 
-def _metadata(
-    denoiser: Denoiser, config: ErasureConfig, steps: int, probes: ProbeReport | None
-) -> dict[str, str]:
-    concepts = parse_all(config.concepts)
-    names = ", ".join(c.name for c in concepts)
-    architecture, base_version = _MODELSPEC[denoiser.architecture]
-    return {
-        "format": "pt",
-        "esd.format": FORMAT,
-        "esd.version": PACK_VERSION,
-        "esd.concepts": json.dumps([c.name for c in concepts]),
-        "esd.anchors": json.dumps({c.name: c.target_base for c in concepts}),
-        "esd.method": config.method,
-        "esd.negative_guidance": str(config.negative_guidance),
-        "esd.negative_guidance_convention": CONVENTION,
-        "esd.steps": str(steps),
-        "esd.config": config.to_toml(),
-        "esd.config_digest": config.digest(),
-        "esd.base_architecture": denoiser.architecture,
-        "esd.base_fingerprint": fingerprint(denoiser.parameters()),
-        "esd.probes": json.dumps(probes.as_dict() if probes else {}, sort_keys=True),
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{architecture}/lora",
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
-        "modelspec.title": f"{names} erased ({config.method})",
-        "modelspec.description": f"Erases {names} by Erased Stable Diffusion (arXiv 2303.07345).",
-        "ss_base_model_version": base_version,
-        "trained_words": json.dumps([c.name for c in concepts]),
-    }
-
-
 def write_erasure(path: Path, erasure: Erasure, force: bool = False) -> None:
     """Whole or not at all; FileError when the file exists (unless `force`) or cannot be written."""
-    tensors = {f"{_PREFIX}{key}": value for key, value in erasure.tensors.items()}
+    tensors = renamed(erasure.tensors, {f"{_PREFIX}{key}": key for key in erasure.tensors})
     write_safetensors(path, tensors, erasure.metadata, force)
 
 
@@ -199,34 +184,36 @@ def read_erasure(path: Path) -> Erasure:
         raise FileError(
             f"{path} is no erasure file (it holds {what}): give one that `esd erase` wrote"
         )
-    tensors = {key.removeprefix(_PREFIX): value for key, value in iterate_tensors(path)}
-    for key, value in tensors.items():
-        if not torch.isfinite(value).all():
-            raise FileError(f"{path} is damaged: {key} holds a value that is not finite")
-        stem = key.removesuffix(_UP).removesuffix(_DOWN).removesuffix(_ALPHA)
-        if stem != key and not _is_whole(tensors, stem):
-            raise FileError(f"{path} is damaged: {key} lacks its other half, or does not fit it")
-    erasure = Erasure(tensors, header.metadata, Path(path))
+    stored = file_tensors(header)
+    tensors = renamed(stored, {key.removeprefix(_PREFIX): key for key in stored})
+    check_tensors(path, tensors)
+    return Erasure(tensors, read_metadata(path, header.metadata), Path(path))
+
+
+def read_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
+    """FileError when what is read from it later is not readable."""
+    probe = Erasure({}, metadata)
     try:
-        _ = erasure.concepts, erasure.fingerprint
+        _ = probe.concepts, probe.fingerprint
     except (TypeError, ValueError) as error:
         raise FileError(f"{path} is damaged: its metadata cannot be read") from error
-    return erasure
-
-
-def _is_whole(tensors: Mapping[str, Tensor], stem: str) -> bool:
-    """Whether a low-rank change has all its parts, in shapes that can be multiplied."""
-    up, down, alpha = (tensors.get(stem + part) for part in (_UP, _DOWN, _ALPHA))
-    if up is None or down is None or alpha is None or min(up.dim(), down.dim()) < 2:
-        return False
-    return up.shape[1:].numel() == len(down) > 0 and alpha.numel() == 1
+    return dict(metadata)
 
 
 def _is_ours(key: str) -> bool:
     return key.startswith(_PREFIX) and key.endswith((".diff", ".diff_b", _UP, _DOWN, _ALPHA))
 
 
-def check_fits(erasure: Erasure, denoiser: Denoiser) -> str:
+class Weights(Protocol):
+    """What a change is held against: a Denoiser or a Base."""
+
+    @property
+    def architecture(self) -> str: ...
+
+    def parameters(self) -> Mapping[str, Tensor]: ...
+
+
+def check_fits(erasure: Erasure, denoiser: Weights) -> str:
     """Refuses a base of another shape; returns a warning for one of other weights, or "".
 
     Raises:
@@ -235,17 +222,18 @@ def check_fits(erasure: Erasure, denoiser: Denoiser) -> str:
     expected = erasure.architecture
     if expected and expected != denoiser.architecture:
         raise FileError(
-            f"{erasure.name} was made for {expected}, and this model is {denoiser.architecture}: "
-            "give the kind of model it was made for"
+            f"{erasure.name} was made for {title(expected)}, and this model is "
+            f"{title(denoiser.architecture)}: give the kind of model it was made for"
         )
     base = denoiser.parameters()
-    for name, value in erasure.change().items():
+    for name, spec in erasure.change().specs.items():
         if name not in base:
             raise FileError(f"{erasure.name} changes {name}, which this model does not have")
-        if value.numel() != base[name].numel() or value.shape[:1] != base[name].shape[:1]:
+        there, here = spec.shape, spec_of(base, name).shape
+        if math.prod(there) != math.prod(here) or there[:1] != here[:1]:
             raise FileError(
                 f"{erasure.name} was made for another model: {name} has the shape "
-                f"{list(value.shape)} there and {list(base[name].shape)} here"
+                f"{list(there)} there and {list(here)} here"
             )
     return _other_weights(erasure, base)
 
@@ -294,7 +282,8 @@ def fingerprint(parameters: Mapping[str, Tensor]) -> str:
     Values, and not a hash of them, so that the same weights in another number format are known
     again and the distance to a fine-tune can be told.
     """
-    names = sorted(name for name, value in parameters.items() if value.numel() >= 4096)
+    shapes = {name: spec_of(parameters, name).shape for name in parameters}
+    names = sorted(name for name, shape in shapes.items() if math.prod(shape) >= 4096)
     chosen = names[:: max(1, len(names) // 64)]
     rows: list[Any] = []
     for name in chosen:

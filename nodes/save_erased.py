@@ -15,8 +15,8 @@ from ..esd_core.formats.lora import low_rank, write_lora
 from .host import folders, saving
 from .types import Erased
 
-ERASURE, LORA, UNET, DIFFUSERS = "erasure", "LoRA", "UNet", "diffusers"
-_CHANGES = (ERASURE, LORA)
+ERASURE, LORA, UNET, DIFFUSERS, OFFICIAL = "erasure", "LoRA", "UNet", "diffusers", "official"
+_CHANGES = (ERASURE, LORA, OFFICIAL)
 _WHOLE: dict[str, Callable[[Any, str], Path]] = {
     UNET: saving.write_whole_unet,
     DIFFUSERS: saving.write_diffusers,
@@ -38,12 +38,13 @@ class ESDSaveErased(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "format",
-                    options=[ERASURE, LORA, UNET, DIFFUSERS],
+                    options=[ERASURE, LORA, UNET, DIFFUSERS, OFFICIAL],
                     default=ERASURE,
                     tooltip="erasure: the change alone, exactly, for ComfyUI's LoRA loaders. LoRA: "
                     "the change at a low rank, small, for other programs' loaders too. UNet: all "
                     "weights, for UNETLoader. diffusers: a folder for "
-                    "UNet2DConditionModel.from_pretrained.",
+                    "UNet2DConditionModel.from_pretrained. official: the erased weights alone, "
+                    "for the official code.",
                 ),
                 io.String.Input(
                     "filename_prefix",
@@ -54,13 +55,13 @@ class ESDSaveErased(io.ComfyNode):
                 Erased.Input(
                     "erasure",
                     optional=True,
-                    tooltip="From ESD Train; for the formats erasure and LoRA.",
+                    tooltip="From ESD Train; for the formats erasure, LoRA and official.",
                 ),
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="The erased model, for the formats UNet and diffusers. It is written "
-                    "with all that is patched into it.",
+                    tooltip="The erased model, for the formats UNet and diffusers: it is written "
+                    "with all that is patched into it. official takes its own weights alone.",
                 ),
                 io.Int.Input(
                     "rank",
@@ -93,7 +94,7 @@ class ESDSaveErased(io.ComfyNode):
         rank: int = 16,
     ) -> io.NodeOutput:
         if format in _CHANGES:
-            path, told = _write_change(format, filename_prefix, erasure, rank)
+            path, told = _write_change(format, filename_prefix, erasure, model, rank)
         else:
             path, told = _write_model(format, filename_prefix, model), ""
         return io.NodeOutput(
@@ -101,13 +102,17 @@ class ESDSaveErased(io.ComfyNode):
         )
 
 
-def _write_change(form: str, prefix: str, erasure: Erasure | None, rank: int) -> tuple[Path, str]:
+def _write_change(
+    form: str, prefix: str, erasure: Erasure | None, model: Any, rank: int
+) -> tuple[Path, str]:
     """The path, and what to say of it."""
     if erasure is None:
         raise ConfigError(
             f"the format {form} needs the input erasure: connect that output of ESD Train, or "
             "choose the format UNet or diffusers for a MODEL"
         )
+    if form == OFFICIAL:
+        return saving.write_official_file(_needed(form, model), erasure, prefix), ""
     path = folders.next_file(folders.LORAS, prefix)
     if form == ERASURE:
         write_erasure(path, erasure)
@@ -118,9 +123,13 @@ def _write_change(form: str, prefix: str, erasure: Erasure | None, rank: int) ->
 
 
 def _write_model(form: str, prefix: str, model: Any) -> Path:
+    return _WHOLE[form](_needed(form, model), prefix)
+
+
+def _needed(form: str, model: Any) -> Any:
     if model is None:
         raise ConfigError(
             f"the format {form} needs the input model: connect the erased MODEL of ESD Train or "
             "ESD Load Erased"
         )
-    return _WHOLE[form](model, prefix)
+    return model

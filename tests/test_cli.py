@@ -361,6 +361,34 @@ def test_a_strength_without_file_or_end_is_refused(word: str) -> None:
         erased.parse(word)
 
 
+def test_an_inspection_of_another_program_s_file_tells_what_it_is_and_how_much_it_changes(
+    file: Path, pocket: DiffusersDenoiser, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The official code's: absolute weights, of which a base is needed to tell the change."""
+    out = tmp_path / "anything.bin"
+    words = ("--to", "official", "--dtype", "fp32", "--out", out)
+    assert esd("export", file, *POCKET, *words) == 0
+    capsys.readouterr()
+    assert esd("inspect", out, "--json") == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert alone["kind"] == "official"
+    assert "norm" not in alone["layers"]["cross-attention"]
+    assert esd("inspect", out, "--json", "--model", "pocket") == 0
+    layer = json.loads(capsys.readouterr().out)["layers"]["cross-attention"]
+    base, change = pocket.parameters(), read_erasure(file).change()
+    size = sum(float(base[name].double().square().sum()) for name in change) ** 0.5
+    norm = sum(float(tensor.double().square().sum()) for tensor in change.values()) ** 0.5
+    assert layer["part"] == pytest.approx(norm / size, rel=1e-2)
+    assert layer["tensors"] == len(change)
+    assert esd("inspect", out, "--config") == 0
+    assert capsys.readouterr().out == read_erasure(file).metadata["esd.config"]
+
+
+def test_an_official_export_into_a_folder_has_the_official_name(file: Path, tmp_path: Path) -> None:
+    assert esd("export", file, *POCKET, "--to", "official", "--out", tmp_path) == 0
+    assert (tmp_path / "esd-Van_Gogh-from-Van_Gogh-esdx.safetensors").is_file()
+
+
 # -- export ------------------------------------------------------------------------------------
 
 

@@ -327,7 +327,7 @@ def test_a_file_that_is_no_erasure_is_refused_by_every_command(
         (
             {CONV_IN: torch.zeros(CONV_IN_SHAPE)},
             {"base_architecture": "sd1"},
-            "was made for sd1, and this model is sdxl",
+            "was made for SD 1.x, and this model is SDXL",
         ),
     ],
 )

@@ -294,7 +294,7 @@ def test_a_file_that_says_nothing_of_its_base_is_taken(denoiser, erasure):
 def test_another_architecture_is_refused(denoiser, erasure):
     other = Erasure(erasure.tensors, {**erasure.metadata, "esd.base_architecture": "sd1"})
     for refuse in (lambda: check_fits(other, denoiser), lambda: merged(denoiser, [(other, 1.0)])):
-        with pytest.raises(FileError, match=r"made for sd1.*is sdxl"):
+        with pytest.raises(FileError, match=r"made for SD 1.x.*is SDXL"):
             refuse()
 
 

@@ -15,7 +15,8 @@ from diffusers import UNet2DConditionModel
 from test_keys import CONFIGS
 
 from esd_core.errors import FileError
-from esd_core.formats.diffusers import read_official, write_official, write_unet_folder
+from esd_core.formats.base import Base
+from esd_core.formats.diffusers import write_official, write_unet_folder
 from esd_core.formats.header import MAX_HEADER, Spec, read_header
 from esd_core.formats.keys import diffusers_to_canonical
 from esd_core.formats.safetensors_file import (
@@ -26,6 +27,7 @@ from esd_core.formats.safetensors_file import (
 )
 from esd_core.formats.unet import PREFIX, iterate_unet, write_unet
 from esd_core.selection import select
+from esd_core.source import open_source
 
 CONFIG = CONFIGS["small-sdxl"]
 
@@ -472,10 +474,15 @@ def test_the_official_code_loads_the_official_file(tmp_path, base, delta):
     assert_same_tensors(changed, {name: whole[name] for name in delta})
 
 
+def read_back(path, config, base, architecture="sdxl"):
+    """The change that the file makes of the base."""
+    return open_source(path).erasure(Base(architecture, config, base)).delta(base)
+
+
 def test_an_official_file_read_gives_the_delta(tmp_path, base, delta):
     path = tmp_path / "official.safetensors"
     write_official(path, CONFIG, base, delta, torch.float32)
-    got = read_official(path, CONFIG, base)
+    got = read_back(path, CONFIG, base)
     assert got.keys() == delta.keys()
     for name, tensor in delta.items():
         # The sum was rounded once, and so was the weight it is taken from.
@@ -486,7 +493,7 @@ def test_an_official_file_read_gives_the_delta(tmp_path, base, delta):
 def test_what_was_read_writes_the_same_official_file_again(tmp_path, base, delta):
     first, second = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
     write_official(first, CONFIG, base, delta, torch.float16)
-    write_official(second, CONFIG, base, read_official(first, CONFIG, base), torch.float16)
+    write_official(second, CONFIG, base, read_back(first, CONFIG, base), torch.float16)
     assert first.read_bytes() == second.read_bytes()
 
 
@@ -494,6 +501,7 @@ def test_an_official_file_for_another_model_is_refused(tmp_path, base, delta, wr
     path = tmp_path / "official.safetensors"
     write_official(path, CONFIG, base, delta, torch.float16)
     sd1 = dict.fromkeys(diffusers_to_canonical(CONFIGS["sd1"]).values(), torch.zeros(1))
-    for file, config, weights in ((path, CONFIGS["sd1"], sd1), (written, CONFIG, base)):
-        with pytest.raises(FileError, match="another model"):
-            read_official(file, config, weights)
+    with pytest.raises(FileError, match="another model"):
+        read_back(path, CONFIGS["sd1"], sd1)
+    with pytest.raises(FileError, match="no erasure file"):
+        open_source(written)

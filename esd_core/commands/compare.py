@@ -72,9 +72,9 @@ def run(arguments: Namespace) -> int:
     inputs = [file.path for file in files]
     outputs.check_outputs([arguments.out, arguments.json], inputs, arguments.force)
     models.check_model(arguments.model)
-    erasures = erased.read(files)
+    sources = erased.open_all(files)
     denoiser = models.load(arguments.model, device=arguments.device)
-    erased.check_fit(erasures, denoiser)
+    erasures = erased.fitted(files, sources, denoiser)
     sampling = _sampling(arguments, denoiser)
     seeds = arguments.seed or [SEED.default]
     rows = [(prompt, seed) for prompt in arguments.prompt for seed in seeds]

@@ -14,8 +14,10 @@ from ..errors import ConfigError
 from .console import note
 
 if TYPE_CHECKING:
-    from ..denoiser import Denoiser
+    from ..diffusers_denoiser import DiffusersDenoiser
     from ..erasure import Erasure
+    from ..formats.base import Base
+    from ..source import Source
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
@@ -55,18 +57,35 @@ def parse(word: str) -> Erased:
     return Erased(Path(path), strength)
 
 
-def read(files: Sequence[Erased]) -> list[tuple[Erasure, float]]:
-    """All of them, each with its strength; FileError as `read_erasure`."""
-    from ..erasure import read_erasure
+def open_all(files: Sequence[Erased]) -> list[Source]:
+    """What the files are, checked as far as that goes without a model; FileError as open_source."""
+    from ..source import open_source
 
-    return [(read_erasure(file.path), file.strength) for file in files]
+    return [open_source(file.path) for file in files]
 
 
-def check_fit(erasures: Sequence[tuple[Erasure, float]], denoiser: Denoiser) -> None:
-    """FileError for one of another model's shape; one of other weights is only warned about."""
+def fitted(
+    files: Sequence[Erased], sources: Sequence[Source], denoiser: DiffusersDenoiser
+) -> list[tuple[Erasure, float]]:
+    """Their changes of this model, each with its strength.
+
+    FileError for one of another model's shape; one of other weights is only warned about.
+    """
+    from ..formats.base import Base
+
+    base = Base(denoiser.architecture, denoiser.unet.config, denoiser.parameters())
+    pairs = zip(files, sources, strict=True)
+    return [(fitted_to(source, base), file.strength) for file, source in pairs]
+
+
+def fitted_to(source: Source, base: Base) -> Erasure:
+    """The change that a source makes of a base, with what is to be said of the two."""
     from ..erasure import check_fits
 
-    for erasure, _ in erasures:
-        warning = check_fits(erasure, denoiser)
-        if warning:
-            note(f"esd: warning: {warning}")
+    erasure = source.erasure(base)
+    warning = check_fits(erasure, base)
+    if warning:
+        note(f"esd: warning: {warning}")
+    if source.left_out:
+        note(f"esd: {source.path.name}: {source.left_out} tensors are no part of a UNet; left out")
+    return erasure

@@ -41,7 +41,7 @@ def run(arguments: Namespace) -> int:
     files = [erased.parse(word) for word in arguments.erased]
     outputs.check_outputs([arguments.json], [file.path for file in files], arguments.force)
     models.check_model(arguments.model)
-    erasures = erased.read(files)
+    sources = erased.open_all(files)
     denoiser = models.load(arguments.model, device=arguments.device)
     from ..pocket.judge import evaluate, table
     from ..pocket.world import LOOKS, OBJECTS, SIZE
@@ -51,7 +51,7 @@ def run(arguments: Namespace) -> int:
             f"{arguments.model} is not the embedded model, whose drawn world is all that can be "
             "judged: give --model pocket, or look at the pictures of `esd compare`"
         )
-    erased.check_fit(erasures, denoiser)
+    erasures = erased.fitted(files, sources, denoiser)
     per_pair = value(arguments, PER_PAIR)
     total = per_pair * len(OBJECTS) * len(LOOKS) * (2 if erasures else 1)
     with models.memory_told(), pictures(total) as report:

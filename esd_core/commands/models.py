@@ -14,6 +14,7 @@ from .console import hush
 
 if TYPE_CHECKING:
     from ..diffusers_denoiser import DiffusersDenoiser
+    from ..formats.base import Base
 
 POCKET = "pocket"
 FORMS = "pocket, a diffusers folder, a .safetensors checkpoint or a hub id (owner/name)"
@@ -45,6 +46,20 @@ def load(model: str, precision: str = "auto", device: str | None = None) -> Diff
 
     with memory_told():
         return load_denoiser(model, precision, device)
+
+
+def base(model: str) -> Base:
+    """The model's UNet alone. Where it lies on this disk its tensors are read one at a time."""
+    hush()
+    from ..diffusers_denoiser import load_denoiser, pocket_folder
+    from ..formats.base import Base, marks_of, open_base
+
+    if model == POCKET or Path(model).exists():
+        return open_base(pocket_folder() if model == POCKET else model)
+    with memory_told():  # in fp32, so that base and change are summed exactly and rounded once
+        found = load_denoiser(model, "fp32", "cpu")
+    marks = marks_of(found.pipeline.scheduler.config)
+    return Base(found.architecture, found.unet.config, found.parameters(), marks)
 
 
 def native_size(denoiser: DiffusersDenoiser) -> int:

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from ..errors import FileError
-from .header import Spec
+from .header import Spec, read_header
 from .keys import diffusers_to_canonical
+from .lazy import LazyTensors, renamed
 from .output import flush, output_folder
-from .safetensors_file import iterate_tensors, stream_safetensors, write_into
+from .safetensors_file import file_tensors, stream_safetensors, write_into
 from .unet import check_fits, merged, merged_spec
 
 CONFIG_FILE = "config.json"
@@ -60,7 +61,7 @@ def write_unet_folder(
                 flush(file)
         if len(shards) > 1:
             _write_json(inside / INDEX_FILE, _index(shards, total))
-        _write_json(inside / CONFIG_FILE, _plain_config(config))
+        _write_json(inside / CONFIG_FILE, plain_config(config))
 
 
 def write_official(
@@ -70,6 +71,7 @@ def write_official(
     delta: Mapping[str, Tensor],
     dtype: torch.dtype,
     force: bool = False,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write the erased weights, base + delta, of delta's tensors alone, in diffusers' names.
 
@@ -84,26 +86,53 @@ def write_official(
     _check_config_fits(names, delta)
     specs = {name: merged_spec(base, canonical, dtype) for name, canonical in names.items()}
     stream_safetensors(
-        path, specs, lambda name: merged(base, delta, names[name], dtype), {"format": "pt"}, force
+        path,
+        specs,
+        lambda name: merged(base, delta, names[name], dtype),
+        metadata or {"format": "pt"},
+        force,
     )
 
 
-def read_official(
-    path: str | os.PathLike[str], config: Mapping[str, Any], base: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """The delta, file - base in float32 by canonical name, of the official code's file.
+def read_unet_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], LazyTensors]:
+    """Config, and tensors by canonical name, of a UNet2DConditionModel's folder, sharded or not.
 
-    Raises FileError if the file is damaged or made for another architecture than base.
+    Raises FileError if it holds none, or a damaged one.
     """
-    names = diffusers_to_canonical(config)
-    delta = {}
-    for name, tensor in iterate_tensors(path):
-        canonical = names.get(name)
-        if canonical is None or tensor.shape != base[canonical].shape:
-            raise FileError(f"{path} was made for another model: its tensor {name} has no place.")
-        weights = base[canonical].detach().to("cpu", torch.float32)
-        delta[canonical] = tensor.to(torch.float32) - weights
-    return delta
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        names = diffusers_to_canonical(config)
+    except FileNotFoundError as error:
+        raise FileError(f"{folder} is no folder of a UNet: it has no {CONFIG_FILE}.") from error
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise FileError(f"{folder / CONFIG_FILE} cannot be read: {error}.") from error
+    owners: dict[str, LazyTensors] = {}
+    for file in _weight_files(folder):
+        tensors = file_tensors(read_header(file))
+        owners |= dict.fromkeys(tensors, tensors)
+    odd = names.keys() ^ owners.keys()
+    if odd:
+        raise FileError(
+            f"{folder} is damaged: {min(odd)} is only in its config or only in its weights "
+            f"({len(odd)} such tensors)."
+        )
+    specs = {name: owners[name].specs[name] for name in names}
+    return config, renamed(
+        LazyTensors(specs, lambda name: owners[name][name]), {c: d for d, c in names.items()}
+    )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Those that from_pretrained would take: the plain ones before a variant such as fp16."""
+    plain = folder / f"{WEIGHTS_STEM}.safetensors"
+    if plain.is_file():
+        return [plain]
+    shards = sorted(folder.glob(f"{WEIGHTS_STEM}-*.safetensors"))
+    others = sorted(folder.glob(f"{WEIGHTS_STEM}.*.safetensors"))
+    if not shards and not others:
+        raise FileError(f"{folder} holds no {plain.name}: only safetensors files are read.")
+    return shards or others[:1]
 
 
 def _check_config_fits(names: Mapping[str, str], base: Mapping[str, Tensor]) -> None:
@@ -138,7 +167,7 @@ def _index(shards: Mapping[str, Sequence[str]], total: int) -> dict[str, Any]:
     return {"metadata": {"total_size": total}, "weight_map": weight_map}
 
 
-def _plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config as save_pretrained writes it: none of the entries that only live in memory."""
     plain = {key: value for key, value in config.items() if not key.startswith("_")}
     plain["_class_name"] = "UNet2DConditionModel"

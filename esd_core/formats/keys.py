@@ -49,6 +49,12 @@ FORWARD_ORDER = (
 )
 _RANK = {word: rank for rank, word in enumerate(FORWARD_ORDER)}
 
+DIFFUSERS_PARTS = (
+    *("conv_in.", "conv_norm_out.", "conv_out.", "time_embedding.", "add_embedding."),
+    *("class_embedding.", "down_blocks.", "mid_block.", "up_blocks."),
+)
+"""What diffusers' names of a UNet's parameters begin with."""
+
 # Parts of a UNet that LDM has no names for, and the values that mean their absence.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "addition_embed_type": (None, "text_time"),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import FileError
 from .header import Header, Spec, encode_header, file_order, read_header
+from .lazy import LazyTensors, spec_of
 from .output import output_file, reason
 
 
@@ -45,6 +46,12 @@ def read_tensor(header: Header, name: str) -> Tensor:
     return torch.frombuffer(buffer, dtype=entry.dtype).reshape(entry.shape)
 
 
+def file_tensors(header: Header) -> LazyTensors:
+    """All tensors of a file, each read when it is asked for."""
+    specs = {name: Spec(entry.dtype, entry.shape) for name, entry in header.tensors.items()}
+    return LazyTensors(specs, lambda name: read_tensor(header, name))
+
+
 def write_safetensors(
     path: str | os.PathLike[str],
     tensors: Mapping[str, Tensor],
@@ -52,7 +59,7 @@ def write_safetensors(
     force: bool = False,
 ) -> None:
     """Write `tensors`, from any device. Otherwise as `stream_safetensors`."""
-    specs = {name: Spec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    specs = {name: spec_of(tensors, name) for name in tensors}
     stream_safetensors(path, specs, tensors.__getitem__, metadata, force)
 
 

@@ -10,10 +10,18 @@ import torch
 from torch import Tensor
 
 from ..errors import FileError
-from .header import Spec
-from .safetensors_file import iterate_tensors, stream_safetensors
+from .header import Spec, read_header
+from .lazy import LazyTensors, renamed, spec_of
+from .safetensors_file import file_tensors, stream_safetensors
 
 PREFIX = "model.diffusion_model."
+MARKS = ("v_pred", "ztsnr")
+"""ComfyUI's signs for what the weights do not show: empty tensors of these names."""
+CONFIG = "esd.unet_config"
+"""Where our files have diffusers' config in their metadata: shapes do not show all of it."""
+
+_PREFIXES = (PREFIX, "diffusion_model.", "")
+_PARTS = ("time_embed.", "label_emb.", "input_blocks.", "middle_block.", "output_blocks.", "out.")
 
 
 def write_unet(
@@ -27,9 +35,8 @@ def write_unet(
 ) -> None:
     """Write base + delta, both by canonical name, as `dtype`, one tensor in memory at a time.
 
-    marks: ComfyUI's signs for what the weights do not show, "v_pred" and "ztsnr": empty tensors.
-    They are written with the prefix and without: UNETLoader reads nothing but what has it,
-    CheckpointLoaderSimple looks for them without.
+    marks: of MARKS. They are written with the prefix and without: UNETLoader reads nothing but
+    what has it, CheckpointLoaderSimple looks for them without.
     Raises FileError if delta does not fit base, or as `stream_safetensors` does.
     """
     check_fits(delta, base)
@@ -43,29 +50,44 @@ def write_unet(
     stream_safetensors(path, specs, tensor, metadata or {}, force)
 
 
+def unet_names(tensors: Mapping[str, Tensor]) -> LazyTensors:
+    """Those of a file's tensors that are a UNet's, by canonical name; none if there is no UNet.
+
+    What else a checkpoint holds is passed over. ComfyUI's ModelSave and checkpoints have the
+    prefix, files of others lack a part or all of it.
+    """
+    for prefix in _PREFIXES:
+        names = {
+            name.removeprefix(prefix): name
+            for name in tensors
+            if name.startswith(tuple(prefix + part for part in _PARTS))
+        }
+        if names:
+            return renamed(tensors, names)
+    return renamed(tensors, {})
+
+
 def iterate_unet(path: str | os.PathLike[str]) -> Iterator[tuple[str, Tensor]]:
     """Canonical name and tensor, one at a time; what else a checkpoint holds is passed over.
 
-    Raises FileError for a damaged file, and at its end if nothing in it was a UNet's.
+    Raises FileError for a damaged file, and if nothing in it is a UNet's.
     """
-    found = False
-    for name, tensor in iterate_tensors(path):
-        if name.startswith(PREFIX) and tensor.numel() > 0:
-            found = True
-            yield name.removeprefix(PREFIX), tensor
+    found = unet_names(file_tensors(read_header(path)))
     if not found:
         raise FileError(f"{path} holds no UNet: no tensor's name starts with {PREFIX}.")
+    yield from found.items()
 
 
 def check_fits(delta: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:
     """Raises FileError unless base has every tensor of delta, in the same shape."""
-    for name, change in delta.items():
+    for name in delta:
         if name not in base:
             raise FileError(f"The erasure does not fit this model, which has no tensor {name}.")
-        if change.shape != base[name].shape:
+        there, here = spec_of(delta, name).shape, spec_of(base, name).shape
+        if there != here:
             raise FileError(
-                f"The erasure does not fit this model: {name} has the shape "
-                f"{tuple(change.shape)} there and {tuple(base[name].shape)} in the model."
+                f"The erasure does not fit this model: {name} has the shape {there} there and "
+                f"{here} in the model."
             )
 
 
@@ -81,4 +103,4 @@ def merged(
 
 def merged_spec(base: Mapping[str, Tensor], name: str, dtype: torch.dtype) -> Spec:
     """What `merged` will give for that name."""
-    return Spec(dtype, tuple(base[name].shape))
+    return Spec(dtype, spec_of(base, name).shape)

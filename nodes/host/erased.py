@@ -1,73 +1,77 @@
-"""Files of erasures, laid over a MODEL."""
+"""Erasures in files of any kind, laid over a MODEL."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
+import comfy.float
 import comfy.model_patcher
-import comfy.utils
-from torch import Tensor
+import torch
 
-from ...esd_core.erasure import FORMAT, Erasure, check_fits, read_erasure
-from ...esd_core.errors import FileError
-from ...esd_core.formats.header import read_header
-from ...esd_core.formats.safetensors_file import iterate_tensors
-from .model import PREFIX, architecture, parameters
+from ...esd_core.erasure import Erasure, check_fits
+from ...esd_core.formats.base import Base
+from ...esd_core.formats.lazy import spec_of
+from ...esd_core.source import FOREIGN, open_source
+from .model import PREFIX
 from .patches import patched, with_prefix
+from .unet_config import base_of
+
+_FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 def load(
     model: comfy.model_patcher.ModelPatcher, path: Path, strength: float
 ) -> tuple[comfy.model_patcher.ModelPatcher, str]:
-    """MODEL with the file's change at that strength, and a warning or "".
+    """MODEL with the file's change at that strength, and what is to be said of it, or "".
 
-    Reads erasures of this pack, the official code's files (erased weights under diffusers' names),
-    and what else the host reads as a LoRA.
+    Reads what `open_source` does, and what else the host reads as a LoRA.
 
     Raises:
         FileError: the file is damaged, holds no weights for this MODEL, or is for another kind.
     """
-    header = read_header(path)
-    if header.metadata.get("esd.format") == FORMAT:
-        erasure = read_erasure(path)
-        warning = check(model, erasure)
-        return patched(model, with_prefix(erasure.tensors), strength), warning
-    tensors = dict(iterate_tensors(path))
-    official = _official(model, tensors)
-    if official:
-        return _moved_to(model, path, official, strength), ""
-    return patched(model, tensors, strength), ""
+    source = open_source(path)
+    if source.kind == FOREIGN:
+        return patched(model, source.tensors, strength), ""
+    base = base_of(model)
+    erasure = source.erasure(base)
+    notes = [check_fits(erasure, base), _stacked(model, erasure)]
+    if source.left_out and not source.needs_base:
+        notes.append(f"{source.left_out} tensors are for a text encoder and are left out")
+    changed = patched(model, with_prefix(erasure.tensors), strength)
+    if strength:
+        notes.append(_rounding(base, erasure, strength))
+    return changed, "\n".join(filter(None, notes))
 
 
-def check(model: comfy.model_patcher.ModelPatcher, erasure: Erasure) -> str:
-    """FileError for a MODEL that the erasure was not made for; a warning for other weights."""
-    base = SimpleNamespace(architecture=architecture(model), parameters=lambda: parameters(model))
-    return check_fits(erasure, base)  # all that it looks at
+def _stacked(model: comfy.model_patcher.ModelPatcher, erasure: Erasure) -> str:
+    """Says so when something else on the MODEL changes the same layers."""
+    change = erasure.change()
+    shared = sum(f"{PREFIX}{name}" in model.patches for name in change)
+    if not shared:
+        return ""
+    return (
+        f"{shared} of the {len(change)} tensors that it changes are changed by an erasure or a "
+        "LoRA before it too: the changes add up"
+    )
 
 
-def _official(
-    model: comfy.model_patcher.ModelPatcher, tensors: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """Absolute weights by the MODEL's own keys, or nothing when the file holds something else."""
-    names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
-    if not all(name in names for name in tensors):
-        return {}
-    return {f"{PREFIX}{names[name]}": tensor for name, tensor in tensors.items()}
-
-
-def _moved_to(
-    model: comfy.model_patcher.ModelPatcher,
-    path: Path,
-    weights: dict[str, Tensor],
-    strength: float,
-) -> comfy.model_patcher.ModelPatcher:
-    """MODEL on its way to these weights: it keeps 1 - strength of its own."""
-    own = {f"{PREFIX}{name}": tensor for name, tensor in parameters(model).items()}
-    for key, tensor in weights.items():
-        if key not in own or own[key].shape != tensor.shape:
-            raise FileError(f"{path.name} was made for another model: {key} has no place in it")
-    clone = model.clone()
-    patches = {key: ("diff", (tensor,)) for key, tensor in weights.items()}
-    clone.add_patches(patches, strength, 1 - strength)
-    return clone
+@torch.no_grad()
+def _rounding(base: Base, erasure: Erasure, strength: float) -> str:
+    """Measures and says what is lost of the change where the MODEL's weights have eight bits."""
+    delta, lost, whole = erasure.delta(base.weights, strength), 0.0, 0.0
+    for name in delta:
+        dtype = spec_of(base.weights, name).dtype
+        if dtype not in _FP8:
+            continue
+        change = delta[name]
+        wanted = base.weights[name].to("cpu", torch.float32) + change
+        stored = comfy.float.stochastic_rounding(wanted, dtype, seed=0).float()
+        lost += float((stored - wanted).square().sum())
+        whole += float(change.square().sum())
+    if not whole:
+        return ""
+    return (
+        "the MODEL's weights are fp8, and rounding the erased ones to it moves them by "
+        f"{(lost / whole) ** 0.5:.0%} of the change: load the model as fp16 or bf16 to have it "
+        "whole"
+    )

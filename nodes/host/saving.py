@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import comfy.model_patcher
 import torch
 from torch import Tensor
 
+from ...esd_core.erasure import SAVE_DTYPES, Erasure, check_fits
+from ...esd_core.export import OFFICIAL, Options, export
 from ...esd_core.formats.diffusers import write_unet_folder
-from ...esd_core.formats.unet import write_unet
+from ...esd_core.formats.unet import CONFIG, write_unet
 from . import folders
 from .model import architecture, parameters, predicts_v
 from .session import lent
-from .unet_config import diffusers_config
+from .unet_config import base_of, diffusers_config
 
 DIFFUSERS = "diffusers"
 
@@ -24,7 +27,8 @@ def write_whole_unet(model: comfy.model_patcher.ModelPatcher, prefix: str) -> Pa
     path = folders.next_file(folders.UNETS, prefix)
     with lent(model) as own:
         weights = parameters(own)
-        write_unet(path, weights, {}, _dtype(weights), {"format": "pt"}, _marks(own))
+        metadata = {"format": "pt", CONFIG: json.dumps(diffusers_config(own), sort_keys=True)}
+        write_unet(path, weights, {}, _dtype(weights), metadata, _marks(own))
     return path
 
 
@@ -35,6 +39,20 @@ def write_diffusers(model: comfy.model_patcher.ModelPatcher, prefix: str) -> Pat
     with lent(model) as own:
         weights = parameters(own)
         write_unet_folder(path, diffusers_config(own), weights, {}, _dtype(weights))
+    return path
+
+
+def write_official_file(
+    model: comfy.model_patcher.ModelPatcher, erasure: Erasure, prefix: str
+) -> Path:
+    """The erased weights for the official code: MODEL's own, without what is patched into them,
+    and the erasure; below output/loras, where ESD Load Erased finds it again. The path."""
+    base = base_of(model)
+    check_fits(erasure, base)
+    path = folders.next_file(folders.LORAS, prefix)
+    names = {dtype: name for name, dtype in SAVE_DTYPES.items()}
+    dtype = names.get(_dtype(dict(base.weights)), "fp16")
+    export(OFFICIAL, path, erasure, base, Options(dtype=dtype))
     return path
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from comfy_server import in_host
 from diffusers import UNet2DConditionModel
 from graphs import Graph, files, pictures
 from safetensors.torch import load_file
+from test_keys import CONFIGS
 
 from esd_core.diffusers_denoiser import load_denoiser
 from esd_core.erasure import merged, read_erasure
+from esd_core.formats.keys import diffusers_to_canonical
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +34,11 @@ def saved(server):
             "LoRA": {"erasure": [train, 1], "rank": 4096, "filename_prefix": "out/lora"},
             "UNet": {"model": [train, 0]},
             "diffusers": {"model": [train, 0]},
+            "official": {
+                "erasure": [train, 1],
+                "model": model,
+                "filename_prefix": "out/official",
+            },
         }.items()
     }
     nodes["picture"] = graph.picture([train, 0], clip, vae)
@@ -95,6 +106,89 @@ def test_the_diffusers_folder_loads_and_predicts_the_same(server, saved):
         pocket.unet = unet
         came = pocket.predict_noise(x, sigma, rows)
     assert torch.allclose(came, expected, rtol=1e-4, atol=1e-5)
+
+
+def drawn_with(server, loader, **inputs):
+    """A picture of pocket behind a node that loads a LoRA or an erasure; and the run."""
+    graph = Graph(server)
+    model, clip, vae = graph.pocket()
+    node = graph.add(loader, model=model, **inputs)
+    picture = graph.picture([node, 0], clip, vae)
+    run = graph.run()
+    assert run.ending == "execution_success", run.error
+    return pictures(server, run, picture)[0], run, node
+
+
+@pytest.mark.parametrize("strength", [1.0, -0.4])
+@pytest.mark.parametrize("name", ["pocket", "lora"])
+def test_the_stock_loader_draws_the_same_as_ours(server, saved, name, strength):
+    file = f"out/{name}_00001_.safetensors"
+    stock, _, _ = drawn_with(server, "LoraLoaderModelOnly", lora_name=file, strength_model=strength)
+    ours, _, _ = drawn_with(server, "ESDLoadErased", file=file, strength=strength)
+    assert np.array_equal(stock, ours)
+
+
+@pytest.mark.parametrize("name", ["official_00001_", "unet"])
+def test_absolute_weights_load_as_the_erasure_they_hold(server, saved, name):
+    """The official code's file, and a whole UNet in a folder for LoRAs, give the same picture."""
+    if name == "unet":
+        target = server.base / "output" / "loras" / "out" / "unet.safetensors"
+        shutil.copyfile(files(server, "diffusion_models/out/pocket_00001*")[0], target)
+    run, nodes = saved
+    expected = pictures(server, run, nodes["picture"])[0].astype(int)
+    picture, _, _ = drawn_with(
+        server, "ESDLoadErased", file=f"out/{name}.safetensors", strength=1.0
+    )
+    assert abs(picture.astype(int) - expected).max() <= 1
+
+
+def test_stacked_erasures_are_told_of(server, saved):
+    graph = Graph(server)
+    model, clip, vae = graph.pocket()
+    file = "out/pocket_00001_.safetensors"
+    first = graph.add("ESDLoadErased", model=model, file=file, strength=0.5)
+    second = graph.add("ESDLoadErased", model=[first, 0], file=file, strength=0.25)
+    graph.picture([second, 0], clip, vae)
+    run = graph.run()
+    assert run.ending == "execution_success", run.error
+    count = len(read_erasure(files(server, "loras/out/pocket*")[0]).change())
+    assert f"{count} of the {count} tensors" in run.text(second)
+    assert first not in run.history["outputs"]
+
+
+def test_the_loss_on_eight_bit_weights_is_measured_and_told(server, saved):
+    graph = Graph(server)
+    _, clip, vae = graph.pocket()
+    unet = graph.add(
+        "UNETLoader", unet_name="out/pocket_00001_.safetensors", weight_dtype="fp8_e4m3fn"
+    )
+    node = graph.add(
+        "ESDLoadErased", model=[unet, 0], file="out/pocket_00001_.safetensors", strength=1.0
+    )
+    graph.picture([node, 0], clip, vae)
+    run = graph.run()
+    assert run.ending == "execution_success", run.error
+    part = re.search(r"moves them by (\d+)% of the change", run.text(node))
+    assert part and int(part[1]) > 10
+
+
+FULL_SIZE = ("sd1", "sd2", "sdxl", "ssd-1b", "vega", "refiner")
+
+
+@pytest.fixture(scope="module")
+def host_names(tmp_path_factory):
+    """ComfyUI's own map, by model."""
+    folder = tmp_path_factory.mktemp("names")
+    configs, answer = folder / "configs.json", folder / "answer.json"
+    configs.write_text(json.dumps({name: CONFIGS[name] for name in FULL_SIZE}))
+    in_host("names.py", configs, answer)
+    return json.loads(answer.read_text())
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_every_name_is_what_comfyui_translates_it_to(host_names, name):
+    ours, theirs = diffusers_to_canonical(CONFIGS[name]), host_names[name]
+    assert ours == {key: theirs.get(key) for key in ours}
 
 
 def test_numbers_go_up_and_nothing_is_overwritten(server, saved):
