@@ -60,6 +60,18 @@ def test_a_full_rank_is_the_change_itself_for_a_convolution_too():
     assert torch.allclose(composed.transpose(0, 1), change, atol=1e-5)
 
 
+def test_a_large_matrix_keeps_as_much_as_the_exact_decomposition_would():
+    values = [0.97**k for k in range(250)]
+    matrix = of_singular_values(values, rows=260, columns=300)
+    lora = low_rank({f"{LINEAR}.weight": matrix}, rank=8)
+    squares = [value**2 for value in values]
+    assert lora.kept_in_all == pytest.approx((sum(squares[:8]) / sum(squares)) ** 0.5, rel=1e-3)
+    error = float((matrix - product(lora, LINEAR)).square().sum())
+    assert error == pytest.approx(sum(squares[8:]), rel=1e-3)
+    again = low_rank({f"{LINEAR}.weight": matrix}, rank=8)
+    assert product(again, LINEAR).equal(product(lora, LINEAR))
+
+
 def test_what_has_no_rank_counts_as_lost():
     matrix, bias = of_singular_values([3.0]), torch.full((4,), 2.0)  # squared norms 9 and 16
     lora = low_rank({f"{LINEAR}.weight": matrix, f"{CONV}.bias": bias}, rank=1)

@@ -66,7 +66,7 @@ def _config(shapes: Shapes) -> dict[str, Any]:
         "in_channels": shapes["input_blocks.0.0.weight"][1],
         "out_channels": shapes["out.2.weight"][0],
         "block_out_channels": channels,
-        "layers_per_block": [len(level) for level in down],
+        "layers_per_block": _once([len(level) for level in down]),
         "down_block_types": [_type("Down", level) for level in down],
         "up_block_types": [_type("Up", level) for level in up],
         "transformer_layers_per_block": [d[0] for d in depths] if is_plain else depths,
@@ -81,6 +81,11 @@ def _config(shapes: Shapes) -> dict[str, Any]:
     is_sd1 = config["cross_attention_dim"] == 768
     config["attention_head_dim"] = 8 if is_sd1 else [max(1, width // 64) for width in channels]
     return config | _labels(shapes, config["cross_attention_dim"])
+
+
+def _once(counts: list[int]) -> int | list[int]:
+    """One number where all are equal: diffusers' loader of LoRAs cannot take a list."""
+    return counts[0] if len(set(counts)) == 1 else counts
 
 
 Level = list[tuple[int, int | None]]
