@@ -8,6 +8,7 @@ apply it with a strength and nobody needs this code to use a result.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ SAVE_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.floa
 
 _PREFIX = "diffusion_model."
 _UP, _DOWN, _ALPHA = ".lora_up.weight", ".lora_down.weight", ".alpha"
+_LEAVES = {"diff": "weight", "diff_b": "bias"}
+_WHOLE = tuple(f".{leaf}" for leaf in _LEAVES)
 _MODELSPEC = {
     "sdxl": ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
     "sd1": ("stable-diffusion-v1", "sd_v1"),
@@ -93,6 +96,19 @@ class Erasure:
             whole[f"{stem}.weight"] = scale * (up @ down.flatten(1))
         return whole
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of `change`, and nothing is computed for them."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for key, value in self.tensors.items():
+            if key.endswith(_UP):
+                stem = key.removesuffix(_UP)
+                into = self.tensors[stem + _DOWN][0].numel()
+                shapes[f"{stem}.weight"] = (value.shape[0], into)
+            elif key.endswith(_WHOLE):
+                stem, leaf = key.rsplit(".", 1)
+                shapes[f"{stem}.{_LEAVES[leaf]}"] = tuple(value.shape)
+        return shapes
+
 
 # -- making and writing ------------------------------------------------------------------------
 
@@ -117,7 +133,7 @@ def make_erasure(
         key: value if key.endswith(_ALPHA) else value.to(dtype).contiguous()
         for key, value in layout(student, denoiser).items()
     }
-    if not all(torch.isfinite(value).all() for value in tensors.values()):
+    if not all(map(_is_finite, tensors.values())):
         raise ESDError(
             "the trained change holds values that are not finite: lower training.learning_rate, "
             "or set training.save_dtype to fp32"
@@ -201,7 +217,7 @@ def read_erasure(path: Path) -> Erasure:
         )
     tensors = {key.removeprefix(_PREFIX): value for key, value in iterate_tensors(path)}
     for key, value in tensors.items():
-        if not torch.isfinite(value).all():
+        if not _is_finite(value):
             raise FileError(f"{path} is damaged: {key} holds a value that is not finite")
         stem = key.removesuffix(_UP).removesuffix(_DOWN).removesuffix(_ALPHA)
         if stem != key and not _is_whole(tensors, stem):
@@ -212,6 +228,11 @@ def read_erasure(path: Path) -> Erasure:
     except (TypeError, ValueError) as error:
         raise FileError(f"{path} is damaged: its metadata cannot be read") from error
     return erasure
+
+
+def _is_finite(value: Tensor) -> bool:
+    """By its least and greatest, which NaN spoils too: no mask is made, and a CPU is quick at it."""
+    return value.numel() == 0 or all(bool(end.isfinite()) for end in value.aminmax())
 
 
 def _is_whole(tensors: Mapping[str, Tensor], stem: str) -> bool:
@@ -239,13 +260,13 @@ def check_fits(erasure: Erasure, denoiser: Denoiser) -> str:
             "give the kind of model it was made for"
         )
     base = denoiser.parameters()
-    for name, value in erasure.change().items():
+    for name, shape in erasure.shapes().items():
         if name not in base:
             raise FileError(f"{erasure.name} changes {name}, which this model does not have")
-        if value.numel() != base[name].numel() or value.shape[:1] != base[name].shape[:1]:
+        if math.prod(shape) != base[name].numel() or shape[:1] != base[name].shape[:1]:
             raise FileError(
                 f"{erasure.name} was made for another model: {name} has the shape "
-                f"{list(value.shape)} there and {list(base[name].shape)} here"
+                f"{list(shape)} there and {list(base[name].shape)} here"
             )
     return _other_weights(erasure, base)
 

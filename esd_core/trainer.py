@@ -111,9 +111,7 @@ class Trainer:
                 if commands.should_stop():
                     ending = "stopped"
                     break
-                rows = self._next_batch()
-                self.losses.append(self._train(rows))
-                self.step += 1
+                self.take_step()
                 seconds = (time.monotonic() - started) / (self.step - first)
                 events.on_step(Progress(self.step, training.steps, self.losses[-1], seconds))
                 if _due(self.step, training.preview_every):
@@ -133,9 +131,19 @@ class Trainer:
             ending, report = "drifted", self.probes.measure(self.student.tensors())
         return Outcome(ending, self.step, time.monotonic() - started, self.losses, report)
 
+    @property
+    def round_is_used_up(self) -> bool:
+        """Whether the next step samples new trajectories first."""
+        return self.position == len(self.batches)
+
+    def take_step(self) -> None:
+        """One step of the optimizer, and the round before it where one is due."""
+        self.losses.append(self._train(self._next_batch()))
+        self.step += 1
+
     def _next_batch(self) -> Tensor:
         """Rows of the round's samples; a new round when this one is used up."""
-        if self.position == len(self.batches):
+        if self.round_is_used_up:
             with torch.no_grad():
                 policy = self.config.trajectory.source == "student"
                 student = self.student.tensors() if policy else None
