@@ -29,10 +29,10 @@ class FullStudent:
         return {name: master.to(self._dtype) for name, master in self.masters.items()}
 
     @torch.no_grad()
-    def change(self) -> dict[str, Tensor]:
-        """The change against the teacher, float32 on the CPU, by canonical name."""
+    def change(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """The change against the teacher, in `dtype` on the CPU, by canonical name."""
         return {
-            name: (master - self._base[name].to(master)).cpu()
+            name: (master - self._base[name].to(master)).to("cpu", dtype)
             for name, master in self.masters.items()
         }
 
@@ -80,9 +80,9 @@ class LowRankStudent:
         }
 
     @torch.no_grad()
-    def change(self) -> dict[str, Tensor]:
+    def change(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """As FullStudent's."""
-        return {name: self._product(name).cpu() for name in self._base}
+        return {name: self._product(name).to("cpu", dtype) for name in self._base}
 
 
 Student = FullStudent | LowRankStudent

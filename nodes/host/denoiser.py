@@ -11,7 +11,7 @@ import comfy.model_patcher
 import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
-from comfy.model_management import throw_exception_if_processing_interrupted
+from comfy.model_management import get_free_memory, throw_exception_if_processing_interrupted
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -21,6 +21,7 @@ from ...esd_core.slots import replaced, slot
 from .model import architecture, context_width, parameters, predicts_v
 from .session import compute_dtype, differentiable_attention
 from .text import Texts
+from .unet_config import diffusers_config
 
 _FACTOR = 8
 """Pixels a latent, of all architectures that can be trained."""
@@ -62,6 +63,13 @@ class HostDenoiser:
         finally:
             for block in blocks:
                 block.__dict__.pop("forward", None)  # the class's own shows again
+
+    @property
+    def unet_config(self) -> Mapping[str, Any]:
+        return diffusers_config(self.model)
+
+    def free_memory(self) -> int:
+        return int(get_free_memory(self.device))
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         if width % _FACTOR or height % _FACTOR:

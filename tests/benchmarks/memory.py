@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import Any, cast
 
+import psutil
 import torch
 
-from esd_core.erase import prepare
+from esd_core import memory
+from esd_core.bank import Bank
+from esd_core.config import ErasureConfig
+from esd_core.erase import make_student
+from esd_core.probes import Probes
 from esd_core.selection import select
+from esd_core.trainer import Trainer
 
 from . import full_size
 from .figure import Figure, peak_bytes
@@ -26,27 +32,47 @@ STEPS = 2
 
 
 def run(pairs: int, sizes: str = "sdxl") -> list[Figure]:
-    other = [answer("memory", "official", sizes) / 1e9 for _ in range(pairs)]
+    other = [_peak("official", sizes) for _ in range(pairs)]
     figures = []
-    for name, side, bar in (("memory", "ours", 0.65), ("memory, leanest", "lean", 0.35)):
-        ours = [answer("memory", side, sizes) / 1e9 for _ in range(pairs)]
-        kind = "rank 8, checkpointing" if side == "lean" else "default settings"
+    for name, settings, bar in (("memory", {}, 0.65), ("memory, leanest", LEAN, 0.35)):
+        ours = [_peak("ours", sizes, json.dumps(settings)) for _ in range(pairs)]
+        kind = "rank 8, checkpointing" if settings else "default settings"
         what = f"peak of a training step, {kind}, against the official code's way"
         figures.append(Figure(name, what, "GB", bar, ours, other))
     return figures
 
 
-def ours(settings: dict[str, Any], sizes: dict[str, Any]) -> None:
-    """Steps on a bank of two trajectories of two steps: that is all they need."""
+def _peak(*words: str) -> float:
+    peak: float = answer("memory", *words)["peak"] / 1e9
+    return peak
+
+
+def ours(sizes: dict[str, Any], dtype: torch.dtype, settings: dict[str, Any]) -> dict[str, int]:
+    """Two steps on a bank of two trajectories of two steps: that is all they need.
+
+    Returns the process' peak, what it grew by from the loaded model on, and what was planned.
+    """
     short = {"trajectory.steps": 2, "trajectory.count": 2}
     config = full_size.config(**short, **settings)
-    trainer = prepare(full_size.denoiser(torch.bfloat16, sizes), config)
-    with trainer.denoiser.checkpointed(trainer.checkpointing):
+    denoiser = full_size.denoiser(dtype, sizes)
+    _take_steps(denoiser, config.override({"width": 64, "height": 64}))  # what libraries hold
+    needed = memory.plan(denoiser, config).needed
+    before = psutil.Process().memory_info().rss
+    _take_steps(denoiser, config)
+    return {"peak": peak_bytes(), "grown": peak_bytes() - before, "needed": needed}
+
+
+def _take_steps(denoiser: full_size.RandomDenoiser, config: ErasureConfig) -> None:
+    plan = memory.check(denoiser, config)
+    bank, student = Bank(denoiser, config), make_student(denoiser, config)
+    # Probes sample before and after a training, and are no part of a step.
+    trainer = Trainer(denoiser, bank, student, cast(Probes, None), None, plan)
+    with denoiser.checkpointed(trainer.checkpointing):
         for _ in range(STEPS):
             trainer.take_step()
 
 
-def official(sizes: dict[str, Any]) -> None:
+def official(sizes: dict[str, Any]) -> dict[str, int]:
     """Student and frozen teacher; all of the student has gradients, which only the trained lose."""
     teacher = full_size.denoiser(torch.bfloat16, sizes)
     student = full_size.denoiser(torch.bfloat16, sizes)
@@ -62,13 +88,15 @@ def official(sizes: dict[str, Any]) -> None:
         predicted = student.predict_noise(x, sigma, rows.select([0]))
         (predicted - (2 * empty - concept)).square().mean().backward()
         optimizer.step()
+    return {"peak": peak_bytes()}
 
 
 if __name__ == "__main__":
-    side, named = sys.argv[1:]
-    chosen = {"sdxl": full_size.SDXL, "pocket": full_size.SMALL}[named]
-    if side == "official":
-        official(chosen)
-    else:
-        ours(LEAN if side == "lean" else {}, chosen)
-    print(json.dumps(peak_bytes()))
+    side, named, *words = sys.argv[1:]
+    sizes, dtype = {
+        "sdxl": (full_size.SDXL, torch.bfloat16),
+        "pocket": (full_size.SMALL, torch.float32),
+    }[named]
+    asked = json.loads(words[0]) if words else {}
+    measured = official(sizes) if side == "official" else ours(sizes, dtype, asked)
+    print(json.dumps(measured))

@@ -36,7 +36,7 @@ class Counter(DiffusersDenoiser):
         return torch.zeros_like(x) * module._parameters[leaf].sum()
 
 
-def run(pairs: int, samples: int = 1280) -> list[Figure]:
+def run(pairs: int, samples: int = 640) -> list[Figure]:
     """`samples` a side and pair are trained on."""
     counter = Counter(pocket.load().pipeline)
     other = [per_sample(counter, _config(s, 1, samples), FreshBank) for s in range(pairs)]
