@@ -41,10 +41,11 @@ $(VENV)/.host: $(INSTALLED)
 	$(VENV)/bin/python -m pip install --quiet --requirement "$(COMFYUI)/requirements.txt"
 	@touch $@
 
-# A ComfyUI with the pack, for a person: http://127.0.0.1:8188, files below $(WORLD).
+# A ComfyUI with the pack, for a person: http://127.0.0.1:8188, files below $(WORLD), Ctrl-C ends it.
+# Its own options go into ARGS: where there is no GPU, make comfy ARGS=--cpu.
 comfy: host
-	@mkdir -p $(WORLD)/custom_nodes && ln -sfn "$(CURDIR)" $(WORLD)/custom_nodes/esd-concept-erasure
-	$(CURDIR)/$(VENV)/bin/python "$(COMFYUI)/main.py" --base-directory "$(CURDIR)/$(WORLD)" $(ARGS)
+	@mkdir -p $(WORLD)/custom_nodes $(WORLD)/user && ln -sfn "$(CURDIR)" $(WORLD)/custom_nodes/esd-concept-erasure
+	$(or $(COMFYUI_PYTHON),$(CURDIR)/$(VENV)/bin/python) "$(COMFYUI)/main.py" --base-directory "$(CURDIR)/$(WORLD)" $(ARGS)
 
 # The stamp is written last, so that an install that broke off is taken up again.
 $(INSTALLED): pyproject.toml

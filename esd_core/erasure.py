@@ -78,7 +78,7 @@ class Erasure:
         return [float(v) for v in self.metadata.get("esd.base_fingerprint", "").split()]
 
     def change(self) -> dict[str, Tensor]:
-        """float32 change by canonical name; low-rank ones are multiplied out, as matrices."""
+        """float32 change by canonical name; low-rank ones are multiplied out."""
         whole = {
             f"{key.removesuffix('.diff')}.weight": value.float()
             for key, value in self.tensors.items()
@@ -92,8 +92,8 @@ class Erasure:
         for key in [k for k in self.tensors if k.endswith(_UP)]:
             stem = key.removesuffix(_UP)
             up, down = self.tensors[key].float().flatten(1), self.tensors[stem + _DOWN].float()
-            scale = float(self.tensors[stem + _ALPHA]) / len(down)
-            whole[f"{stem}.weight"] = scale * (up @ down.flatten(1))
+            product = (up @ down.flatten(1)).view(len(up), *down.shape[1:])
+            whole[f"{stem}.weight"] = float(self.tensors[stem + _ALPHA]) / len(down) * product
         return whole
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

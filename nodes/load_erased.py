@@ -40,7 +40,9 @@ class ESDLoadErased(io.ComfyNode):
                     "concept.",
                 ),
             ],
-            outputs=[io.Model.Output("erased", tooltip="The model with the change applied.")],
+            outputs=[
+                io.Model.Output("erased", "erased", tooltip="The model with the change applied.")
+            ],
         )
 
     @classmethod

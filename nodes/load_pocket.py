@@ -22,9 +22,9 @@ class ESDLoadPocket(io.ComfyNode):
             ),
             inputs=[],
             outputs=[
-                io.Model.Output("model", tooltip="A UNet of SDXL's architecture."),
-                io.Clip.Output("clip", tooltip="SDXL's two text encoders in miniature."),
-                io.Vae.Output("vae", tooltip="Its own autoencoder."),
+                io.Model.Output("model", "model", tooltip="A UNet of SDXL's architecture."),
+                io.Clip.Output("clip", "clip", tooltip="SDXL's two text encoders in miniature."),
+                io.Vae.Output("vae", "vae", tooltip="Its own autoencoder."),
             ],
         )
 

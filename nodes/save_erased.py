@@ -6,14 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from comfy_api.latest import io, ui
 
 from ..esd_core.erasure import Erasure, write_erasure
 from ..esd_core.errors import ConfigError, ESDError
+from ..esd_core.formats.lora import low_rank, write_lora
 from .host import folders, saving
 from .types import Erased
 
-ERASURE, UNET, DIFFUSERS = "erasure", "UNet", "diffusers"
+ERASURE, LORA, UNET, DIFFUSERS = "erasure", "LoRA", "UNet", "diffusers"
+_CHANGES = (ERASURE, LORA)
 _WHOLE: dict[str, Callable[[Any, str], Path]] = {
     UNET: saving.write_whole_unet,
     DIFFUSERS: saving.write_diffusers,
@@ -28,17 +31,19 @@ class ESDSaveErased(io.ComfyNode):
             display_name="ESD Save Erased",
             category="ESD",
             description=(
-                "Writes an erasure for LoRA loaders, or a whole erased UNet for ComfyUI's "
-                "UNETLoader or for diffusers."
+                "Writes an erasure for LoRA loaders, whole or at a low rank, or an erased UNet "
+                "for ComfyUI's UNETLoader or for diffusers."
             ),
             is_output_node=True,
             inputs=[
                 io.Combo.Input(
                     "format",
-                    options=[ERASURE, UNET, DIFFUSERS],
+                    options=[ERASURE, LORA, UNET, DIFFUSERS],
                     default=ERASURE,
-                    tooltip="erasure: the change alone, a LoRA file. UNet: all weights, for "
-                    "UNETLoader. diffusers: a folder for UNet2DConditionModel.from_pretrained.",
+                    tooltip="erasure: the change alone, exactly, for ComfyUI's LoRA loaders. LoRA: "
+                    "the change at a low rank, small, for other programs' loaders too. UNet: all "
+                    "weights, for UNETLoader. diffusers: a folder for "
+                    "UNet2DConditionModel.from_pretrained.",
                 ),
                 io.String.Input(
                     "filename_prefix",
@@ -47,7 +52,9 @@ class ESDSaveErased(io.ComfyNode):
                     "output/diffusers; it gets a number.",
                 ),
                 Erased.Input(
-                    "erasure", optional=True, tooltip="From ESD Train; for the format erasure."
+                    "erasure",
+                    optional=True,
+                    tooltip="From ESD Train; for the formats erasure and LoRA.",
                 ),
                 io.Model.Input(
                     "model",
@@ -55,8 +62,17 @@ class ESDSaveErased(io.ComfyNode):
                     tooltip="The erased model, for the formats UNet and diffusers. It is written "
                     "with all that is patched into it.",
                 ),
+                io.Int.Input(
+                    "rank",
+                    default=16,
+                    min=1,
+                    max=4096,
+                    optional=True,
+                    tooltip="For the format LoRA: more keeps more of the change and makes a larger "
+                    "file. The node says how much is kept.",
+                ),
             ],
-            outputs=[io.String.Output("path", tooltip="Where it was written.")],
+            outputs=[io.String.Output("path", "path", tooltip="Where it was written.")],
         )
 
     @classmethod
@@ -74,21 +90,34 @@ class ESDSaveErased(io.ComfyNode):
         filename_prefix: str,
         erasure: Erasure | None = None,
         model: Any = None,
+        rank: int = 16,
     ) -> io.NodeOutput:
-        path = _write(format, filename_prefix, erasure, model)
-        return io.NodeOutput(str(path), ui=ui.PreviewText(f"written to {folders.shown(path)}"))
+        if format in _CHANGES:
+            path, told = _write_change(format, filename_prefix, erasure, rank)
+        else:
+            path, told = _write_model(format, filename_prefix, model), ""
+        return io.NodeOutput(
+            str(path), ui=ui.PreviewText(f"written to {folders.shown(path)}{told}")
+        )
 
 
-def _write(form: str, prefix: str, erasure: Erasure | None, model: Any) -> Path:
+def _write_change(form: str, prefix: str, erasure: Erasure | None, rank: int) -> tuple[Path, str]:
+    """The path, and what to say of it."""
+    if erasure is None:
+        raise ConfigError(
+            f"the format {form} needs the input erasure: connect that output of ESD Train, or "
+            "choose the format UNet or diffusers for a MODEL"
+        )
+    path = folders.next_file(folders.LORAS, prefix)
     if form == ERASURE:
-        if erasure is None:
-            raise ConfigError(
-                "the format erasure needs the input erasure: connect that output of ESD Train, or "
-                "choose the format UNet or diffusers for a MODEL"
-            )
-        path = folders.next_file(folders.LORAS, prefix)
         write_erasure(path, erasure)
-        return path
+        return path, ""
+    lora = low_rank(erasure.change(), rank)
+    write_lora(path, lora, erasure.architecture, erasure.metadata, torch.float16)
+    return path, f"\nrank {lora.rank} keeps {lora.kept_in_all:.1%} of the change's norm"
+
+
+def _write_model(form: str, prefix: str, model: Any) -> Path:
     if model is None:
         raise ConfigError(
             f"the format {form} needs the input model: connect the erased MODEL of ESD Train or "

@@ -54,11 +54,16 @@ class ESDTrain(io.ComfyNode):
                     "options", optional=True, tooltip="From ESD Train Options; without, defaults."
                 ),
             ],
+            # The second name is what older hosts show: without one, the type.
             outputs=[
-                io.Model.Output("erased", tooltip="The model with the concepts erased."),
-                Erased.Output("erasure", tooltip="The change alone, for ESD Save Erased."),
-                Loss.Output("loss", tooltip="For the stock node Plot Loss Graph."),
-                io.String.Output("report", tooltip="What came of it: what is left, what moved."),
+                io.Model.Output("erased", "erased", tooltip="The model with the concepts erased."),
+                Erased.Output(
+                    "erasure", "erasure", tooltip="The change alone, for ESD Save Erased."
+                ),
+                Loss.Output("loss", "loss", tooltip="For the stock node Plot Loss Graph."),
+                io.String.Output(
+                    "report", "report", tooltip="What came of it: what is left, what moved."
+                ),
             ],
         )
 

@@ -50,7 +50,7 @@ class ESDTrainOptions(io.ComfyNode):
                     "left; without one, start from the beginning.",
                 ),
             ],
-            outputs=[TrainOptions.Output("options", tooltip="For ESD Train.")],
+            outputs=[TrainOptions.Output("options", "options", tooltip="For ESD Train.")],
         )
 
     @classmethod

@@ -16,6 +16,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
+from safetensors.torch import load_file
 
 from esd_core.cli import COMMANDS, main
 from esd_core.commands import erased
@@ -406,6 +407,25 @@ def test_an_official_export_holds_the_erased_layers_alone(file: Path, tmp_path: 
     names = read_header(out).tensors
     assert len(names) == len(read_erasure(file).change())
     assert all(".attn2." in name and not name.startswith("diffusion_model") for name in names)
+
+
+@pytest.mark.parametrize("words", [(), ("--rank", "4"), ("--energy", "0.9")])
+def test_a_lora_export_keeps_what_it_says(
+    words: tuple[str, ...], file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "lora.safetensors"
+    assert esd("export", file, *POCKET, "--to", "lora", *words, "--out", out) == 0
+    ranks = {
+        len(tensor)
+        for name, tensor in load_file(out).items()
+        if name.startswith("lora_unet_") and name.endswith(".lora_down.weight")
+    }
+    kept = float(read_header(out).metadata["esd.lora_kept"])
+    assert f"rank {max(ranks)} keeps {kept:.1%}" in capsys.readouterr().out
+    if "--energy" in words:
+        assert kept**2 > 0.85  # biases, which no LoRA holds, are lost besides
+    else:
+        assert max(ranks) == int(words[1] if words else 16)
 
 
 def test_a_unet_of_v_prediction_is_marked(file: Path, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def train(
     refuse_quantised(model)
     texts = Texts(clip)
     texts.learn(_prompts(config))
-    with lent(model, config.training.precision, _needed(model)) as own, _memory_told():
+    with lent(model, config.training.precision, _needed(model)) as own, memory_told():
         denoiser = HostDenoiser(own, texts)
         course = _course(config, denoiser, texts)
         run = _digest([course, {n: v for n, v in _flat(config).items() if n not in _REPORTING}])
@@ -167,8 +167,11 @@ def _needed(model: comfy.model_patcher.ModelPatcher) -> float:
 
 
 @contextmanager
-def _memory_told() -> Iterator[None]:
+def memory_told() -> Iterator[None]:
+    """ESDError when the memory runs out in there: an accelerator's, or the CPU's."""
     try:
         yield
-    except comfy.model_management.OOM_EXCEPTION as error:
+    except (MemoryError, RuntimeError) as error:
+        if not memory.ran_out(error):
+            raise
         raise memory.exhausted(error) from error

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from typing import Any
 
 from .worker import TESTS
 
-PACK = "esd_pack"
 SDXL = {
     "use_checkpoint": False,
     "image_size": 32,
@@ -33,27 +31,17 @@ SDXL = {
 """What the host finds out about SDXL's UNet from its weights."""
 
 
-def enter(*flags: str) -> None:
-    """Puts ComfyUI's folder on the path, with the command line `main.py --cpu FLAG...`."""
+def enter() -> None:
+    """Makes it a ComfyUI on the CPU, with the pack under the name esd_pack."""
     sys.path.insert(0, str(TESTS / "host"))
     from comfy_server import find_comfyui
 
     folder = find_comfyui()
     if folder is None:
         sys.exit("no ComfyUI is here: `make host` installs one, or set COMFYUI_PATH")
-    sys.argv = ["main.py", "--cpu", *flags]
-    sys.path.insert(0, str(folder))
-    import comfy.options
+    from host_process import enter as enter_host
 
-    comfy.options.enable_args_parsing()
-
-
-def load_pack() -> None:
-    """As ComfyUI loads it, under a name of its own."""
-    spec = importlib.util.spec_from_file_location(PACK, TESTS.parent / "__init__.py")
-    assert spec and spec.loader
-    sys.modules[PACK] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[PACK])
+    enter_host(folder, TESTS.parent)
 
 
 def unwritten_sdxl() -> Any:

@@ -91,7 +91,6 @@ def _loader(side: str) -> Callable[[Any, str], Any]:
 
         stock = nodes.LoraLoaderModelOnly()
         return lambda model, name: stock.load_lora_model_only(model, name, 1.0)[0]
-    comfyui.load_pack()
     from esd_pack.nodes.load_erased import ESDLoadErased
 
     return lambda model, name: ESDLoadErased.execute(model, name, 1.0).result[0]

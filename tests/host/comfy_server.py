@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,8 @@ from typing import Any
 import websocket
 
 PACK = Path(__file__).resolve().parents[2]
+PACK_NAME = "esd-concept-erasure"
+"""Of the folder that it has in custom_nodes/."""
 VARIABLE = "COMFYUI_PATH"
 PYTHON_VARIABLE = "COMFYUI_PYTHON"
 START_SECONDS, RUN_SECONDS = 180, 300
@@ -109,16 +111,23 @@ class Server:
         Raises:
             Refused: it does not validate.
         """
+        return self.run_all([prompt], on_text)[0]
+
+    def run_all(
+        self, prompts: Sequence[Prompt], on_text: Callable[[str], None] | None = None
+    ) -> list[Run]:
+        """As `run`, for prompts that wait for each other in the queue."""
         link = websocket.create_connection(
             f"ws://{self.address}/ws?clientId={self.client}", timeout=RUN_SECONDS
         )
         try:
-            queued = self._queue(prompt)
-            run = self._listen(link, queued, on_text)
+            queued = [self._queue(prompt) for prompt in prompts]
+            runs = [self._listen(link, one, on_text) for one in queued]
         finally:
             link.close()
-        run.history = self._history(queued)
-        return run
+        for run, one in zip(runs, queued, strict=True):
+            run.history = self._history(one)
+        return runs
 
     def _history(self, queued: str) -> dict[str, Any]:
         """The entry of a prompt that has ended, which is written a moment after it says so."""
@@ -178,10 +187,13 @@ def _take_binary(run: Run, message: bytes, on_text: Callable[[str], None] | None
 
 
 @contextmanager
-def running(comfyui: Path, base: Path) -> Iterator[Server]:
+def running(comfyui: Path, base: Path, *further_nodes: Path) -> Iterator[Server]:
     """Starts main.py on a free port with `base` as its world; ends it at the end."""
-    (base / "custom_nodes").mkdir(parents=True)
-    (base / "custom_nodes" / "esd-concept-erasure").symlink_to(PACK, target_is_directory=True)
+    custom_nodes = base / "custom_nodes"
+    custom_nodes.mkdir(parents=True)
+    (custom_nodes / PACK_NAME).symlink_to(PACK, target_is_directory=True)
+    for path in further_nodes:
+        (custom_nodes / path.name).symlink_to(path)
     server = Server(base, _free_port(), base / "server.log")
     command = [os.environ.get(PYTHON_VARIABLE, sys.executable), "main.py", "--cpu"]
     command += ["--port", server.address.rpartition(":")[2], "--base-directory", str(base)]
@@ -201,6 +213,19 @@ def running(comfyui: Path, base: Path) -> Iterator[Server]:
                 process.wait(20)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def in_host(script: str, *arguments: Path) -> None:
+    """Runs a script of this folder in ComfyUI's own interpreter, and waits for it to succeed.
+
+    Args:
+        script: it is given ComfyUI's folder, the pack's, and `arguments`.
+    """
+    python = os.environ.get(PYTHON_VARIABLE, sys.executable)
+    path = Path(__file__).with_name(script)
+    command = [python, path, find_comfyui(), PACK, *arguments]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def _wait(server: Server, process: subprocess.Popen[bytes]) -> None:

@@ -37,5 +37,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     assert _COMFYUI
-    with running(_COMFYUI, tmp_path_factory.mktemp("comfyui") / "base") as started:
+    base = tmp_path_factory.mktemp("comfyui") / "base"
+    with running(_COMFYUI, base, HERE / "extra_nodes.py") as started:
         yield started

@@ -98,11 +98,11 @@ def _default(spec: list[Any]) -> Any:
     return choices[0] if choices else None
 
 
-def pictures(server: Server, run: Run, node: str) -> list[np.ndarray]:
+def pictures(server: Server, run: Run, node: str, key: str = "images") -> list[np.ndarray]:
     """What a node has saved or shown, uint8 [H, W, 3]."""
     return [
         np.asarray(Image.open(_path(server, image)).convert("RGB"))
-        for image in run.output(node)["images"]
+        for image in run.output(node)[key]
     ]
 
 

@@ -6,36 +6,21 @@ The request holds x, sigma and prompts (in its metadata); the answer holds predi
 of a sum over them, the trajectory's latents, and the parameters.
 """
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
+from host_process import enter
+
 comfyui, pack, request, answer = map(Path, sys.argv[1:])
-sys.argv = ["main.py", "--cpu"]
-sys.path.insert(0, str(comfyui))
-
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
+enter(comfyui, pack)
 
 import torch  # noqa: E402
-from safetensors import safe_open  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
-
-
-def load_pack():
-    """As ComfyUI loads it, under a name of its own."""
-    spec = importlib.util.spec_from_file_location("esd_pack", pack / "__init__.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["esd_pack"] = module
-    spec.loader.exec_module(module)
-
-
-load_pack()
 from esd_pack.esd_core.sampling import sample  # noqa: E402
 from esd_pack.nodes.host import pocket, session, text  # noqa: E402
 from esd_pack.nodes.host.denoiser import HostDenoiser  # noqa: E402
+from safetensors import safe_open  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 
 with safe_open(request, "pt") as file:
     asked = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from comfy_server import PACK, PYTHON_VARIABLE, find_comfyui
+from comfy_server import in_host
 from graphs import SMALL_OPTIONS, SMALL_TRAINING, Graph, files
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -50,12 +46,7 @@ def host(request_of, tmp_path_factory):
     folder = tmp_path_factory.mktemp("inside")
     asked, answer = folder / "asked.safetensors", folder / "answer.safetensors"
     save_file(request_of, asked, {"prompts": json.dumps(PROMPTS), "gradient_of": TRAINED})
-    script = Path(__file__).with_name("inside.py")
-    command = [os.environ.get(PYTHON_VARIABLE, sys.executable), script, find_comfyui(), PACK]
-    done = subprocess.run(
-        [*map(str, command), str(asked), str(answer)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    in_host("inside.py", asked, answer)
     with safe_open(answer, "pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
 

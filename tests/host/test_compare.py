@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from graphs import PROMPT, Graph, pictures
@@ -72,6 +74,14 @@ def holds(grid, picture):
     )
 
 
+def test_it_gives_the_slider_both_sides(server, compared):
+    """As web/compare.js reads them; pictures of temp/ are those of the outputs."""
+    run, nodes = compared
+    for key, name in (("a_images", "originals"), ("b_images", "erased")):
+        shown = pictures(server, run, nodes["compare"], key)
+        assert np.array_equal(shown, pictures(server, run, nodes[name]))
+
+
 def test_it_reports_every_prompt_and_the_mean(server, compared):
     run, nodes = compared
     lines = run.text(nodes["report"]).splitlines()
@@ -94,3 +104,23 @@ def test_a_model_equals_itself(server):
     run = graph.run()
     assert run.ending == "execution_success", run.error
     assert "rmse 0.000  ssim 1.000  a car" in run.text(report)
+
+
+def test_a_clip_vision_adds_how_alike_the_pictures_are(server):
+    graph = Graph(server)
+    model, clip, vae = graph.pocket()
+    train = graph.train(model, clip, {}, learning_rate=1e-2, filename_prefix="esd/vision")
+    vision = [graph.add("TestClipVision"), 0]
+    models = {"original": model, "erased": [train, 0], "clip": clip, "vae": vae}
+    prompts = f"{PROMPT}\na fish"
+    node = graph.add("ESDCompare", **models, prompts=prompts, clip_vision=vision, **SAMPLING)
+    report = graph.add("PreviewAny", source=[node, 3])
+    cosines = graph.add("TestCosines", vision=vision, one=[node, 1], two=[node, 2])
+    expected = graph.add("PreviewAny", source=[cosines, 0])
+    run = graph.run()
+    assert run.ending == "execution_success", run.error
+    rows = [line.split() for line in run.text(report).splitlines()[1:]]
+    told = [float(row[row.index("cosine") + 1]) for row in rows]
+    first, second = json.loads(run.text(expected))
+    assert max(first, second) < 0.998
+    assert told == pytest.approx([first, second, (first + second) / 2], abs=6e-4)

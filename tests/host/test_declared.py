@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+from comfy_server import PACK_NAME
 
 from esd_core.config import fields
 
@@ -66,7 +69,8 @@ def test_a_seed_does_not_change_by_itself(declared):
 
 
 @pytest.mark.parametrize("name", NODES)
-def test_a_node_has_a_help_page(server, name):
-    folder = next((server.base / "custom_nodes").iterdir()).name
-    page = server.text(f"/extensions/{folder}/docs/{name}.md")
+def test_a_help_page_tells_of_all_that_goes_in_or_out(server, declared, name):
+    page = server.text(f"/extensions/{PACK_NAME}/docs/{name}.md")
     assert len(page) > 400
+    assert all(re.search(rf"\b{key}\b", page) for key, _, _ in inputs(declared[name])), page
+    assert all(re.search(rf"\b{key}\b", page) for key in declared[name]["output_name"])

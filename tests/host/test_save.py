@@ -22,9 +22,10 @@ def saved(server):
     model, clip, vae = graph.pocket()
     train = graph.train(model, clip, {}, filename_prefix="esd/saved")
     nodes = {
-        name: graph.add("ESDSaveErased", format=name, filename_prefix="out/pocket", **given)
+        name: graph.add("ESDSaveErased", format=name, **{"filename_prefix": "out/pocket", **given})
         for name, given in {
             "erasure": {"erasure": [train, 1]},
+            "LoRA": {"erasure": [train, 1], "rank": 4096, "filename_prefix": "out/lora"},
             "UNet": {"model": [train, 0]},
             "diffusers": {"model": [train, 0]},
         }.items()
@@ -46,6 +47,25 @@ def test_the_erasure_is_the_one_that_was_trained(server, saved):
     assert "output/loras/out/pocket_00001_.safetensors" in saved[0].text(saved[1]["erasure"])
     one, two = (load_file(files(server, f"loras/{n}*")[0]) for n in ("esd/saved", "out/pocket"))
     assert one.keys() == two.keys() and all(one[key].equal(two[key]) for key in one)
+
+
+def test_a_lora_of_full_rank_is_the_erasure_but_for_biases(server, saved):
+    run, nodes = saved
+    assert "keeps" in run.text(nodes["LoRA"])
+    graph = Graph(server)
+    model, clip, vae = graph.pocket()
+    (name,) = [path.name for path in files(server, "loras/out/lora*")]
+    lora = graph.add(
+        "LoraLoaderModelOnly", model=model, lora_name=f"out/{name}", strength_model=1.0
+    )
+    loaded, plain = graph.picture([lora, 0], clip, vae), graph.picture(model, clip, vae)
+    again = graph.run()
+    assert again.ending == "execution_success", again.error
+    erased, with_lora, before = (
+        pictures(server, of, node)[0].astype(float)
+        for of, node in ((run, nodes["picture"]), (again, loaded), (again, plain))
+    )
+    assert np.abs(with_lora - erased).mean() < 0.2 * np.abs(before - erased).mean()
 
 
 def test_the_unet_loads_with_the_stock_loader_and_draws_the_same(server, saved):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from comfy_cli.workflow_to_api import convert_ui_to_api
-from comfy_server import PACK, Refused
+from comfy_server import PACK, PACK_NAME, Refused
 from graphs import pictures
 from PIL import Image
 
@@ -34,8 +34,7 @@ def declared(server):
 
 
 def test_all_of_them_are_offered_as_templates(server):
-    pack = next((server.base / "custom_nodes").iterdir()).name
-    assert set(server.get("/workflow_templates")[pack]) == set(NAMES)
+    assert set(server.get("/workflow_templates")[PACK_NAME]) == set(NAMES)
     assert {path.stem for path in FOLDER.glob("*.json")} == set(NAMES)
 
 
@@ -60,7 +59,11 @@ def test_links_and_nodes_fit_each_other(name, declared):
     for node in nodes.values():
         if node["type"] != "MarkdownNote":
             names = [output["name"] for output in node["outputs"]]
-            assert names == declared[node["type"]]["output_name"]
+            known = declared[node["type"]]["output_name"]
+            # Older hosts lack outputs of some stock nodes: no link may come from those.
+            assert names[: len(known)] == known
+            assert not any(output["links"] for output in node["outputs"][len(known) :])
+            assert names == known or not node["type"].startswith("ESD")
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "pocket_demo"])

@@ -1,0 +1,90 @@
+"""Nodes that only the tests use: models that nothing small enough to download would give."""
+
+import json
+import os
+import tempfile
+
+import comfy.clip_vision
+import comfy.ops
+import comfy.sd
+import comfy.utils
+import folder_paths
+import torch
+
+VISION = {
+    "hidden_act": "quick_gelu",
+    "hidden_size": 32,
+    "image_size": 32,
+    "intermediate_size": 64,
+    "layer_norm_eps": 1e-5,
+    "model_type": "clip_vision_model",
+    "num_attention_heads": 2,
+    "num_channels": 3,
+    "num_hidden_layers": 3,
+    "patch_size": 8,
+    "projection_dim": 16,
+}
+
+
+class TestClipVision:
+    """A CLIP_VISION in miniature, in ComfyUI's own class: its loader knows full sizes alone."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("CLIP_VISION",), "load", "test"
+
+    def load(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "config.json")
+            with open(path, "w") as file:
+                json.dump(VISION, file)
+            vision = comfy.clip_vision.ClipVisionModel(path)
+        generator = torch.Generator().manual_seed(0)
+        shapes = {name: tensor.shape for name, tensor in vision.get_sd().items()}
+        state = {n: torch.randn(shape, generator=generator) / 4 for n, shape in shapes.items()}
+        vision.load_sd(state)
+        return (vision,)
+
+
+class TestCosines:
+    """Cosines of what a CLIP_VISION says of two batches, by the formula."""
+
+    INPUT_TYPES = classmethod(
+        lambda cls: {"required": {"vision": ("CLIP_VISION",), "one": ("IMAGE",), "two": ("IMAGE",)}}
+    )
+    RETURN_TYPES, FUNCTION, CATEGORY = ("STRING",), "measure", "test"
+
+    def measure(self, vision, one, two):
+        rows = [vision.encode_image(batch)["image_embeds"].double() for batch in (one, two)]
+        cosines = [float(a @ b / (a @ a).sqrt() / (b @ b).sqrt()) for a, b in zip(*rows)]  # noqa: B905
+        return (json.dumps(cosines),)
+
+
+class Packed(torch.Tensor):
+    """Numbers in a form of their own, as packs for other number formats hold them."""
+
+
+class PackedOps(comfy.ops.manual_cast):
+    class Linear(comfy.ops.manual_cast.Linear):
+        def _load_from_state_dict(self, state, prefix, *rest):
+            packed = state[f"{prefix}weight"].as_subclass(Packed)
+            self.weight = torch.nn.Parameter(packed, requires_grad=False)
+            bias = state.get(f"{prefix}bias")
+            self.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
+
+
+class TestPackedLoader:
+    """A UNet whose linear layers hold tensors of their own kind, as GGUF loaders' do."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"name": ("STRING",)}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "load", "test"
+
+    def load(self, name):
+        path = folder_paths.get_full_path_or_raise("diffusion_models", name)
+        state = comfy.utils.load_torch_file(path)
+        options = {"custom_operations": PackedOps}
+        return (comfy.sd.load_diffusion_model_state_dict(state, model_options=options),)
+
+
+NODE_CLASS_MAPPINGS = {
+    kind.__name__: kind for kind in (TestClipVision, TestCosines, TestPackedLoader)
+}

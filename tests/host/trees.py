@@ -1,0 +1,90 @@
+"""Runs in ComfyUI's own process: full-size UNets in its own modules, for test_models.py.
+
+    python trees.py COMFYUI PACK CONFIGS.json ANSWER.json
+
+CONFIGS has diffusers' configs by name. Nothing is loaded: all tensors are on the meta device.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from host_process import enter
+
+comfyui, pack, configs, answer = map(Path, sys.argv[1:])
+enter(comfyui, pack)
+
+import comfy.model_detection  # noqa: E402
+import comfy.model_patcher  # noqa: E402
+import torch  # noqa: E402
+from diffusers import UNet2DConditionModel  # noqa: E402
+from esd_pack.esd_core import memory  # noqa: E402
+from esd_pack.esd_core.config import METHODS, ErasureConfig  # noqa: E402
+from esd_pack.esd_core.errors import ESDError  # noqa: E402
+from esd_pack.esd_core.selection import select  # noqa: E402
+from esd_pack.nodes.host import training  # noqa: E402
+from esd_pack.nodes.host.denoiser import HostDenoiser  # noqa: E402
+from esd_pack.nodes.host.model import architecture, parameters  # noqa: E402
+
+
+def model_of(config):
+    """MODEL, as ComfyUI's own detection makes it of such a file."""
+    with torch.device("meta"):
+        state = UNet2DConditionModel.from_config(config).state_dict()
+    found = comfy.model_detection.model_config_from_diffusers_unet(state)
+    found.set_inference_dtype(torch.float16, None)
+    model = found.get_model({}, device=torch.device("meta"))
+    cpu = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
+def described(model):
+    try:
+        kind = architecture(model)
+    except ESDError as error:
+        return {"refused": str(error)}
+    held = parameters(model)
+    return {
+        "architecture": kind,
+        "parameters": {name: tensor.numel() for name, tensor in held.items()},
+        "selected": {method: select(method, held, kind) for method in METHODS},
+    }
+
+
+class OnFourGigabytes(HostDenoiser):
+    def free_memory(self):
+        return 4_000_000_000
+
+
+def planned(model, **settings):
+    """Bytes for masters, gradients and optimizer at 256x256, and whether all of it fits."""
+    shared = {"concepts": ["Van Gogh"], "width": 256, "height": 256}
+    # Parts of a batch, each of which would be tried, are tried elsewhere.
+    alone = {"preserve_empty": False, "training.batch_size": 1}
+    switch = {"training.gradient_checkpointing": "on"}
+    config = ErasureConfig.from_mapping({**shared, **alone, **switch, **settings})
+    plan = memory.plan(OnFourGigabytes(model, None), config)
+    return {"trained": plan.masters + plan.gradients + plan.optimizer, "fits": plan.fits}
+
+
+def used_up():
+    """What is said when the CPU's own allocator gives up, at a petabyte."""
+    try:
+        with training.memory_told():
+            torch.empty(1 << 50)
+    except ESDError as error:
+        return str(error)
+
+
+asked = json.loads(configs.read_text())
+models = {name: model_of(config) for name, config in asked.items()}
+told = {name: described(model) for name, model in models.items()}
+told["memory"] = {
+    "sdxl esd-x": planned(models["sdxl"]),
+    "sdxl adafactor": planned(
+        models["sdxl"], method="esd-all", **{"training.optimizer": "adafactor"}
+    ),
+    "sd1 esd-x-strict": planned(models["sd1"], method="esd-x-strict"),
+    "used up": used_up(),
+}
+answer.write_text(json.dumps(told))
