@@ -29,7 +29,7 @@ from .formats.keys import diffusers_to_canonical
 from .objective import regression_loss
 from .selection import select
 from .slots import replaced, slot
-from .student import FullStudent, LowRankStudent, Student
+from .student import FullStudent, LowRankStudent, Student, dense
 
 _TOKENS = 77
 
@@ -257,7 +257,7 @@ class Trial:
             places = diffusers_to_canonical(unet.config)
             slots = {canonical: slot(modules, name) for name, canonical in places.items()}
             held = [*base.values(), *student.masters.values()]
-            with _Peak(held) as peak, replaced(slots, student.tensors()):
+            with _Peak(held) as peak, replaced(slots, student.made()):
                 x = self._predict(unet, batch)
                 regression_loss(x, torch.zeros_like(x), torch.ones(batch)).backward()
             shapes = tuple(master.shape for master in student.masters.values())
@@ -314,8 +314,8 @@ def _casting(module: nn.Module) -> Any:
         kept = dict(module._parameters)
         for name, parameter in kept.items():
             if parameter is not None:
-                cast = parameter.to(x.dtype)
-                module._parameters[name] = cast  # type: ignore[assignment]  # no leaf needed
+                cast = dense(parameter).to(x.dtype)
+                module._parameters[name] = cast
         try:
             return own(module, x)
         finally:

@@ -201,7 +201,7 @@ class Trainer:
         batch = {name: value.to(device) for name, value in self.samples.rows(rows).items()}
         conditioning = self.bank.conditioning.select(batch["condition"])
         # Inside until backward has run: checkpointing reads the swapped-in tensors again.
-        with self.denoiser.swapped(self.student.tensors()):
+        with self.denoiser.swapped(self.student.made()):
             prediction = self.denoiser.predict_noise(batch["x"], batch["sigma"], conditioning)
             loss = regression_loss(prediction, batch["target"], batch["weight"])
             loss = loss * (len(rows) / batch_size)

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from ...esd_core.denoiser import Conditioning, Schedule
 from ...esd_core.errors import ConfigError, ESDError
 from ...esd_core.slots import replaced, slot
+from ...esd_core.student import dense
 from .model import architecture, context_width, parameters, predicts_v
 from .session import compute_dtype, differentiable_attention
 from .text import Texts
@@ -48,7 +49,10 @@ class HostDenoiser:
         return self._teacher
 
     def swapped(self, tensors: Mapping[str, Tensor]) -> AbstractContextManager[None]:
-        return replaced(self._slots, tensors)
+        # Layers that cast on the way look at their weights before they compute with them.
+        is_casting = self.model.get_model_object("manual_cast_dtype") is not None
+        given = {name: dense(t) for name, t in tensors.items()} if is_casting else tensors
+        return replaced(self._slots, given)
 
     @contextmanager
     def checkpointed(self, enabled: bool) -> Iterator[None]:

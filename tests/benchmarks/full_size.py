@@ -18,6 +18,7 @@ from esd_core.denoiser import Conditioning
 from esd_core.diffusers_denoiser import DiffusersDenoiser
 from esd_core.pocket.models import build_scheduler, build_unet
 from esd_core.presets import load_preset
+from esd_core.student import dense
 
 SDXL: dict[str, Any] = {
     "sample_size": 128,
@@ -111,13 +112,13 @@ def in_float(unet: nn.Module) -> None:
 
 
 def _linear(module: nn.Linear, x: Tensor) -> Tensor:
-    result: Tensor = _InFloat.apply(F.linear, {}, x, module.weight, module.bias)
+    result: Tensor = _InFloat.apply(F.linear, {}, x, dense(module.weight), dense(module.bias))
     return result
 
 
 def _convolution(module: nn.Conv2d, x: Tensor) -> Tensor:
     how = {"stride": module.stride, "padding": module.padding}
-    result: Tensor = _InFloat.apply(F.conv2d, how, x, module.weight, module.bias)
+    result: Tensor = _InFloat.apply(F.conv2d, how, x, dense(module.weight), dense(module.bias))
     return result
 
 
