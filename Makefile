@@ -1,4 +1,4 @@
-# make demo | test | lint | host | comfy | clean.  Needs Python 3.10 or newer with pip, and nothing else.
+# make demo | test | lint | host | comfy | rehearse | clean.  Needs Python 3.10 or newer with pip, and nothing else.
 # PYTHON chooses the interpreter that .venv is made from: make PYTHON=python3.12 demo
 
 PYTHON ?= python3
@@ -12,7 +12,7 @@ COMFYUI := $(or $(COMFYUI_PATH),$(patsubst %/main.py,%,$(firstword $(AROUND))),$
 HOST := $(if $(COMFYUI_PYTHON),,$(if $(wildcard $(COMFYUI)/main.py),$(VENV)/.host))
 WORLD := out/comfyui
 
-.PHONY: demo test lint host comfy clean
+.PHONY: demo test lint host comfy rehearse clean
 
 demo: $(INSTALLED) $(HOST)
 	$(VENV)/bin/esd demo --out out/demo
@@ -46,6 +46,10 @@ $(VENV)/.host: $(INSTALLED)
 comfy: host
 	@mkdir -p $(WORLD)/custom_nodes $(WORLD)/user && ln -sfn "$(CURDIR)" $(WORLD)/custom_nodes/esd-concept-erasure
 	$(or $(COMFYUI_PYTHON),$(CURDIR)/$(VENV)/bin/python) "$(COMFYUI)/main.py" --base-directory "$(CURDIR)/$(WORLD)" $(ARGS)
+
+# The whole way at full SDXL size, on random weights: some 22 GB of memory and half an hour.
+rehearse: $(INSTALLED) host
+	PYTHONPATH=tests $(VENV)/bin/python -m benchmarks.rehearse out/rehearsal $(ARGS)
 
 # The stamp is written last, so that an install that broke off is taken up again.
 $(INSTALLED): pyproject.toml

@@ -91,6 +91,7 @@ class Bank:
     Attributes:
         prompts: all prompts in play, the empty one first; `conditioning` has a row for each.
         evaluations: rows of the network evaluated so far.
+        together: how many of them at a time; None for all of a step.
     """
 
     def __init__(self, denoiser: Denoiser, config: ErasureConfig) -> None:
@@ -100,6 +101,7 @@ class Bank:
         self.prompts = tuple(dict.fromkeys(["", *mentioned, *config.preserved]))
         self.conditioning = denoiser.encode(self.prompts, config.width, config.height)
         self.evaluations = 0
+        self.together: int | None = None
         self._refuse_meaningless()
 
     def _refuse_meaningless(self) -> None:
@@ -185,7 +187,9 @@ class Bank:
             teacher = predictions
             if student:
                 with self._teacher(student):
-                    teacher = predict_together(self.denoiser, x, sigma, [*prompts, *extra])
+                    teacher = predict_together(
+                        self.denoiser, x, sigma, [*prompts, *extra], self.together
+                    )
                 self.evaluations += len(x) * len(teacher)
             self.evaluations += len(x) * len(predictions)
             own.append(self._samples(lines, x, sigma, teacher))
@@ -193,7 +197,8 @@ class Bank:
 
         with self.denoiser.swapped(student) if student else nullcontext():
             asked = prompts if student else [*prompts, *extra]
-            sample(self.denoiser, noise, asked, schedule, self.config.trajectory.guidance, record)
+            guidance = self.config.trajectory.guidance
+            sample(self.denoiser, noise, asked, schedule, guidance, record, self.together)
         return join(own), join(empty)
 
     def _teacher(self, student: Mapping[str, Tensor]) -> AbstractContextManager[None]:

@@ -37,6 +37,13 @@ def _erase(parser: argparse.ArgumentParser) -> Run:
     return erase.run
 
 
+def _plan(parser: argparse.ArgumentParser) -> Run:
+    from .commands import plan
+
+    plan.add_arguments(parser)
+    return plan.run
+
+
 def _compare(parser: argparse.ArgumentParser) -> Run:
     from .commands import compare
 
@@ -81,6 +88,7 @@ def _bench(parser: argparse.ArgumentParser) -> Run:
 
 COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], Run], str]] = {
     "erase": (_erase, "Erase concepts from a model, into a small file."),
+    "plan": (_plan, "Say what an erasure would need of memory, and whether it is there."),
     "compare": (_compare, "Draw pictures with and without erasures, side by side."),
     "evaluate": (_evaluate, "Measure on the embedded model what was erased and what survived."),
     "inspect": (_inspect, "Say what an erasure file holds."),

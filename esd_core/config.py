@@ -85,8 +85,9 @@ class TrainingConfig(Settings):
     )
     optimizer: str = setting(
         "adamw",
-        "adamw, or adafactor, which keeps far less state in memory.",
-        choices=("adamw", "adafactor"),
+        "adamw, or adafactor, which keeps far less state in memory; adamw8bit, a quarter of "
+        "adamw's state, needs the package bitsandbytes.",
+        choices=("adamw", "adafactor", "adamw8bit"),
     )
     weight_decay: float = setting(
         0.0, "Decoupled weight decay; at 0, adamw is plain Adam.", Bounds(0, 1)
@@ -111,8 +112,11 @@ class TrainingConfig(Settings):
         "trained tensors are kept in fp32 whatever it is.",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
-    gradient_checkpointing: bool = setting(
-        False, "Recompute activations in the backward pass: much less memory, about a third slower."
+    gradient_checkpointing: str = setting(
+        "auto",
+        "Recompute activations in the backward pass: much less memory, about a third slower. auto "
+        "does so where the memory at hand needs it.",
+        choices=("auto", "on", "off"),
     )
     save_every: int = setting(
         0, "Save the training state every so many steps; 0 saves it only on stop.", Bounds(0, _MANY)
@@ -142,6 +146,9 @@ class TrainingConfig(Settings):
     )
 
     def __post_init__(self) -> None:
+        if isinstance(self.gradient_checkpointing, bool):  # which it was in files of version 0.1
+            switch = "on" if self.gradient_checkpointing else "off"
+            object.__setattr__(self, "gradient_checkpointing", switch)
         super().__post_init__()
         if self.warmup > self.steps:
             raise ConfigError(

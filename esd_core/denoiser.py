@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -110,6 +110,15 @@ class Denoiser(Protocol):
 
     def checkpointed(self, enabled: bool) -> AbstractContextManager[None]:
         """Inside, gradient checkpointing is on (or off); outside, as the host had it."""
+        ...
+
+    @property
+    def unet_config(self) -> Mapping[str, Any]:
+        """The config of the UNet2DConditionModel that has these parameters."""
+        ...
+
+    def free_memory(self) -> int:
+        """Bytes that can still be had on the device."""
         ...
 
     def schedule(self, steps: int) -> Schedule:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from diffusers import (
     DiffusionPipeline,
@@ -75,6 +76,20 @@ class DiffusersDenoiser:
             yield
         finally:
             switch[before]()
+
+    @property
+    def unet_config(self) -> Mapping[str, Any]:
+        return dict(self.unet.config)
+
+    def free_memory(self) -> int:
+        if self.device.type == "cuda":
+            held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(
+                self.device
+            )
+            return torch.cuda.mem_get_info(self.device)[0] + held
+        if self.device.type == "mps":
+            return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+        return psutil.virtual_memory().available
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         factor = self.pipeline.vae_scale_factor

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from . import memory
 from .bank import Bank
 from .config import ErasureConfig
 from .denoiser import Denoiser
@@ -61,6 +62,7 @@ def prepare(
     bank_type: type[Bank] = Bank,
 ) -> Trainer:
     """The trainer that `erase` runs, for a host that has to reach it on the way."""
+    plan = memory.check(denoiser, config)
     bank = bank_type(denoiser, config)
     student = make_student(denoiser, config)
     state = None
@@ -69,7 +71,7 @@ def prepare(
         _refuse_other_base(state_file, state, denoiser)
         refuse_other_run(state_file, state.values.get("config", {}), config.to_mapping())
     probes = Probes(denoiser, bank, config.preserved)
-    trainer = Trainer(denoiser, bank, student, probes, state_file)
+    trainer = Trainer(denoiser, bank, student, probes, state_file, plan)
     if state and state_file:
         try:
             trainer.restore(state)

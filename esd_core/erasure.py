@@ -21,7 +21,7 @@ from torch import Tensor
 from .config import ErasureConfig
 from .denoiser import Denoiser
 from .errors import ESDError, FileError
-from .formats.adapters import check_tensors
+from .formats.adapters import check_tensors, is_finite
 from .formats.header import Spec, read_header
 from .formats.lazy import LazyTensors, renamed, spec_of
 from .formats.lora import ALPHA as _ALPHA
@@ -126,12 +126,11 @@ def make_erasure(
         ESDError: the change is not finite, in save_dtype at least.
     """
     dtype = SAVE_DTYPES[config.training.save_dtype]
-    layout = _low_rank_layout if isinstance(student, LowRankStudent) else _full_layout
-    tensors = {
-        key: value if key.endswith(_ALPHA) else value.to(dtype).contiguous()
-        for key, value in layout(student, denoiser).items()
-    }
-    if not all(torch.isfinite(value).all() for value in tensors.values()):
+    if isinstance(student, LowRankStudent):
+        tensors = _low_rank_layout(student, denoiser, dtype)
+    else:
+        tensors = _full_layout(student, dtype)
+    if not all(map(is_finite, tensors.values())):
         raise ESDError(
             "the trained change holds values that are not finite: lower training.learning_rate, "
             "or set training.save_dtype to fp32"
@@ -141,15 +140,16 @@ def make_erasure(
     return Erasure(tensors, metadata)
 
 
-def _full_layout(student: Student, denoiser: Denoiser) -> dict[str, Tensor]:
+def _full_layout(student: Student, dtype: torch.dtype) -> dict[str, Tensor]:
     suffixes = {"weight": "diff", "bias": "diff_b"}
-    split = ((name.rpartition("."), value) for name, value in student.change().items())
+    split = ((name.rpartition("."), value) for name, value in student.change(dtype).items())
     return {f"{path}.{suffixes[leaf]}": value for (path, _, leaf), value in split}
 
 
-def _low_rank_layout(student: Student, denoiser: Denoiser) -> dict[str, Tensor]:
+def _low_rank_layout(
+    student: LowRankStudent, denoiser: Denoiser, dtype: torch.dtype
+) -> dict[str, Tensor]:
     """LoRA's shapes: a convolution's down keeps its kernel, its up is 1x1."""
-    assert isinstance(student, LowRankStudent)
     base = denoiser.parameters()
     tensors = {}
     for key, master in student.masters.items():
@@ -159,7 +159,7 @@ def _low_rank_layout(student: Student, denoiser: Denoiser) -> dict[str, Tensor]:
         if kernel:
             shape = (*value.shape, 1, 1) if is_up else (len(value), -1, *kernel)
             value = value.reshape(shape)
-        tensors[key] = value
+        tensors[key] = value.to(dtype).contiguous()
         if is_up:
             # The loaders divide alpha by the rows of down, which small layers have fewer of.
             tensors[stem + _ALPHA] = torch.tensor(student.alpha / student.rank * value.shape[1])

@@ -15,18 +15,25 @@ Observe = Callable[[Tensor, float, Sequence[Tensor]], None]
 
 
 def predict_together(
-    denoiser: Denoiser, x: Tensor, sigma: float, prompts: Sequence[Conditioning]
+    denoiser: Denoiser,
+    x: Tensor,
+    sigma: float,
+    prompts: Sequence[Conditioning],
+    rows: int | None = None,
 ) -> list[Tensor]:
     """eps-hat at the same latents for several prompts, as one batch.
 
     Args:
         x: [B, C, h, w].
         prompts: conditionings of B rows each.
+        rows: as many of them at a time, where memory is short.
     """
     together = Conditioning.cat(prompts)
     levels = torch.full((len(together),), sigma, device=x.device)
     xs = x.repeat(len(prompts), 1, 1, 1)
-    return list(denoiser.predict_noise(xs, levels, together).split(len(x)))
+    parts = torch.arange(len(xs)).split(rows or len(xs))
+    predicted = [denoiser.predict_noise(xs[p], levels[p], together.select(p)) for p in parts]
+    return list(torch.cat(predicted).split(len(x)))
 
 
 @torch.no_grad()
@@ -37,6 +44,7 @@ def sample(
     schedule: Schedule,
     guidance: float,
     observe: Observe | None = None,
+    rows: int | None = None,
 ) -> Tensor:
     """Euler's method on the guided prediction; returns the latents, float32 [B, C, h, w].
 
@@ -46,11 +54,12 @@ def sample(
             on the way for `observe` alone; conditionings of B rows each.
         guidance: 1 follows the prompt's own prediction.
         observe: sees every step before it is taken.
+        rows: how many evaluations go through the network together; all of a step without it.
     """
     x = noise * schedule.initial_scale
     levels = schedule.sigmas.tolist()
     for sigma, following in zip(levels[:-1], levels[1:], strict=True):
-        predictions = predict_together(denoiser, x, sigma, prompts)
+        predictions = predict_together(denoiser, x, sigma, prompts, rows)
         if observe:
             observe(x, sigma, predictions)
         x = x + (following - sigma) * guided(predictions[0], predictions[1], guidance)

@@ -25,7 +25,7 @@ FREE = {
     f"training.{name}"
     for name in (
         *("steps", "save_every", "preview_every", "probe_every", "until", "max_drift"),
-        "save_dtype",
+        *("save_dtype", "gradient_checkpointing"),
     )
 }
 """Settings that may differ when a run goes on: when it ends or reports, not its course."""

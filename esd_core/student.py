@@ -6,12 +6,36 @@ What the network computes with is made from them anew at every step, inside the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from .errors import ConfigError
+
+
+class Made:
+    """Stands in for a tensor: a layer that computes with it makes it, and lets it go again.
+
+    So at no time does a second set of the trained weights lie in memory, in 16 bits or multiplied
+    out. torch asks `__torch_function__` of whatever has it, tensor or not.
+    """
+
+    def __init__(self, make: Callable[[], Tensor], like: Tensor, dtype: torch.dtype) -> None:
+        self.make = make
+        self.shape, self.device, self.dtype = like.shape, like.device, dtype
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*tree_map(dense, args), **tree_map(dense, kwargs or {}))
+
+
+def dense(value: Any) -> Any:
+    """The tensor that a Made stands for; anything else is itself."""
+    return value.make() if isinstance(value, Made) else value
 
 
 class FullStudent:
@@ -28,11 +52,18 @@ class FullStudent:
         """What the network computes with, by canonical name; gradients flow to the masters."""
         return {name: master.to(self._dtype) for name, master in self.masters.items()}
 
-    @torch.no_grad()
-    def change(self) -> dict[str, Tensor]:
-        """The change against the teacher, float32 on the CPU, by canonical name."""
+    def made(self) -> dict[str, Tensor]:
+        """As `tensors`, but every one is made when a layer needs it: a Made."""
         return {
-            name: (master - self._base[name].to(master)).cpu()
+            name: cast(Tensor, Made(partial(master.to, self._dtype), master, self._dtype))
+            for name, master in self.masters.items()
+        }
+
+    @torch.no_grad()
+    def change(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """The change against the teacher, in `dtype` on the CPU, by canonical name."""
+        return {
+            name: (master - self._base[name].to(master)).to("cpu", dtype)
             for name, master in self.masters.items()
         }
 
@@ -74,15 +105,22 @@ class LowRankStudent:
 
     def tensors(self) -> dict[str, Tensor]:
         """As FullStudent's."""
+        return {name: self._sum(name) for name in self._base}
+
+    def made(self) -> dict[str, Tensor]:
+        """As FullStudent's."""
         return {
-            name: (weight.float() + self._product(name)).to(self._dtype)
+            name: cast(Tensor, Made(partial(self._sum, name), weight, self._dtype))
             for name, weight in self._base.items()
         }
 
+    def _sum(self, name: str) -> Tensor:
+        return (self._base[name].float() + self._product(name)).to(self._dtype)
+
     @torch.no_grad()
-    def change(self) -> dict[str, Tensor]:
+    def change(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """As FullStudent's."""
-        return {name: self._product(name).cpu() for name in self._base}
+        return {name: self._product(name).to("cpu", dtype) for name in self._base}
 
 
 Student = FullStudent | LowRankStudent

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.optimization import Adafactor
 
 from .bank import Bank, Samples
 from .config import TrainingConfig
 from .denoiser import Denoiser
 from .erasure import fingerprint
-from .errors import ESDError
+from .errors import ConfigError, ESDError
+from .memory import Plan, exhausted, ran_out
 from .objective import regression_loss
 from .probes import ProbeReport, Probes
 from .state import TrainingState, optimizer_tensors, restore_optimizer, write_state
@@ -78,11 +79,16 @@ class Trainer:
         student: Student,
         probes: Probes,
         state_file: Path | None,
+        plan: Plan | None = None,
     ) -> None:
         self.denoiser, self.bank, self.student, self.probes = denoiser, bank, student, probes
         self.config = bank.config
         self.state_file = state_file
         training = self.config.training
+        self.checkpointing = training.gradient_checkpointing == "on"
+        self.part = training.batch_size
+        if plan:
+            self.checkpointing, self.part, bank.together = plan.checkpointing, plan.part, plan.rows
         self.optimizer = _optimizer(training, student)
         scaled = denoiser.compute_dtype == torch.float16
         self.scaler = torch.amp.GradScaler(denoiser.device.type, enabled=scaled)
@@ -101,19 +107,27 @@ class Trainer:
         """Trains until the steps are done, a probe says so, or the host asks to stop.
 
         Raises:
-            ESDError: the loss is not finite.
+            ESDError: the loss is not finite, or the memory is used up; then the state is saved.
         """
+        try:
+            return self._run(events, commands)
+        except (MemoryError, RuntimeError) as error:
+            if not ran_out(error):
+                raise
+            if self.step:
+                self.save(events)
+            raise exhausted(error) from error
+
+    def _run(self, events: Events, commands: Commands) -> Outcome:
         training = self.config.training
         started, first = time.monotonic(), self.step
         ending = "done"
-        with self.denoiser.checkpointed(training.gradient_checkpointing):
+        with self.denoiser.checkpointed(self.checkpointing):
             while self.step < training.steps:
                 if commands.should_stop():
                     ending = "stopped"
                     break
-                rows = self._next_batch()
-                self.losses.append(self._train(rows))
-                self.step += 1
+                self.take_step()
                 seconds = (time.monotonic() - started) / (self.step - first)
                 events.on_step(Progress(self.step, training.steps, self.losses[-1], seconds))
                 if _due(self.step, training.preview_every):
@@ -133,9 +147,35 @@ class Trainer:
             ending, report = "drifted", self.probes.measure(self.student.tensors())
         return Outcome(ending, self.step, time.monotonic() - started, self.losses, report)
 
+    @property
+    def round_is_used_up(self) -> bool:
+        """Whether the next step samples new trajectories first."""
+        return self.position == len(self.batches)
+
+    def take_step(self) -> None:
+        """One step of the optimizer, and the round before it where one is due."""
+        place = self._place()
+        try:
+            loss = self._train(self._next_batch())
+        except BaseException:  # of a step, or of a round, a part may be done: nothing is skipped
+            self._put_back(place)
+            raise
+        self.losses.append(loss)
+        self.step += 1
+
+    def _place(self) -> tuple[Any, ...]:
+        course = (self.samples, self.batches, self.round, self.position, self.bank.evaluations)
+        return (*course, self.noise.get_state(), self.order.get_state())
+
+    def _put_back(self, place: tuple[Any, ...]) -> None:
+        self.samples, self.batches, self.round, self.position, self.bank.evaluations = place[:5]
+        self.noise.set_state(place[5])
+        self.order.set_state(place[6])
+        self.optimizer.zero_grad(set_to_none=True)
+
     def _next_batch(self) -> Tensor:
         """Rows of the round's samples; a new round when this one is used up."""
-        if self.position == len(self.batches):
+        if self.round_is_used_up:
             with torch.no_grad():
                 policy = self.config.trajectory.source == "student"
                 student = self.student.tensors() if policy else None
@@ -150,17 +190,23 @@ class Trainer:
 
     def _train(self, rows: Tensor) -> float:
         """One optimizer step on these samples; returns the loss."""
+        loss = sum(self._add_gradients(part, len(rows)) for part in rows.split(self.part))
+        self._update()
+        return loss
+
+    def _add_gradients(self, rows: Tensor, batch_size: int) -> float:
+        """Backward through these samples of a batch; returns their share of its loss."""
         assert self.samples is not None
         device = self.denoiser.device
         batch = {name: value.to(device) for name, value in self.samples.rows(rows).items()}
         conditioning = self.bank.conditioning.select(batch["condition"])
         # Inside until backward has run: checkpointing reads the swapped-in tensors again.
-        with self.denoiser.swapped(self.student.tensors()):
+        with self.denoiser.swapped(self.student.made()):
             prediction = self.denoiser.predict_noise(batch["x"], batch["sigma"], conditioning)
             loss = regression_loss(prediction, batch["target"], batch["weight"])
+            loss = loss * (len(rows) / batch_size)
             self._refuse_non_finite(loss, batch["sigma"])
             self.scaler.scale(loss).backward()
-        self._update()
         return loss.item()
 
     def _update(self) -> None:
@@ -290,4 +336,23 @@ def _optimizer(training: TrainingConfig, student: Student) -> torch.optim.Optimi
         return Adafactor(
             masters, lr=rate, weight_decay=decay, scale_parameter=False, relative_step=False
         )
-    return torch.optim.AdamW(masters, lr=rate, weight_decay=decay)
+    if training.optimizer == "adamw8bit":
+        return _eight_bit(masters, rate, decay)
+    # Fused: no copies of all masters in between, as the default on an accelerator makes.
+    return torch.optim.AdamW(masters, lr=rate, weight_decay=decay, fused=_fuses(masters[0].device))
+
+
+def _fuses(device: torch.device) -> bool:
+    return device.type in ("cuda", "cpu")
+
+
+def _eight_bit(masters: list[nn.Parameter], rate: float, decay: float) -> torch.optim.Optimizer:
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ConfigError(
+            "training.optimizer adamw8bit needs the package bitsandbytes: install it, or take "
+            "adafactor"
+        ) from error
+    optimizer: torch.optim.Optimizer = AdamW8bit(masters, lr=rate, weight_decay=decay)
+    return optimizer

@@ -8,6 +8,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..esd_core.config import ErasureConfig
+from ..esd_core.errors import ESDError
 from .types import TrainOptions
 from .widgets import settings, widget
 
@@ -50,6 +52,17 @@ class ESDTrainOptions(io.ComfyNode):
             ],
             outputs=[TrainOptions.Output("options", "options", tooltip="For ESD Train.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, gradient_checkpointing: bool | str) -> bool | str:
+        """Named, so that the host does not look: it was a switch in workflows of version 0.1."""
+        try:
+            ErasureConfig.from_mapping(
+                {"concepts": ["any"], "training.gradient_checkpointing": gradient_checkpointing}
+            )
+        except ESDError as error:
+            return str(error)
+        return True
 
     @classmethod
     def execute(cls, resume: bool, **values: Any) -> io.NodeOutput:

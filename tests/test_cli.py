@@ -111,7 +111,14 @@ def test_flags_say_what_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
     assert esd("erase", "--model", "m", "--out", "o") == 0
     assert set(seen.values()) == {None}
     words = ["--concept", "a", "--concept", "b -> c", "--no-preserve-empty", "--steps", "5"]
-    words += ["--trajectory-steps", "7", "--learning-rate", "1e-3", "--gradient-checkpointing"]
+    words += [
+        "--trajectory-steps",
+        "7",
+        "--learning-rate",
+        "1e-3",
+        "--gradient-checkpointing",
+        "on",
+    ]
     assert esd("erase", "--model", "m", "--out", "o", *words) == 0
     assert {name: value for name, value in seen.items() if value is not None} == {
         "concepts": ["a", "b -> c"],
@@ -119,7 +126,7 @@ def test_flags_say_what_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
         "training.steps": 5,
         "trajectory.steps": 7,
         "training.learning_rate": 1e-3,
-        "training.gradient_checkpointing": True,
+        "training.gradient_checkpointing": "on",
     }
 
 

@@ -91,7 +91,7 @@ def test_a_result_is_applied(on_cuda, settings, recorder, tmp_path):
 
 def test_checkpointing_takes_less_memory(make_denoiser, settings, recorder):
     peaks = []
-    for enabled in (False, True):
+    for enabled in ("off", "on"):
         denoiser = make_denoiser(torch.float32, "cuda")
         torch.cuda.reset_peak_memory_stats()
         large = {"width": 512, "height": 512, "training.steps": 1}

@@ -114,8 +114,11 @@ def test_no_function_is_longer_than_a_screen(file: Path) -> None:
 
 
 def test_tests_are_no_package() -> None:
-    """The root is one, for ComfyUI: pytest would take tests/ for its part and import it."""
-    assert not list((ROOT / "tests").rglob("__init__.py"))
+    """The root is one, for ComfyUI: pytest would take tests/ for its part and import it. The
+    benchmarks are imported by a name of their own, and are no tests."""
+    packages = list((ROOT / "tests").rglob("__init__.py"))
+    assert packages == [ROOT / "tests" / "benchmarks" / "__init__.py"]
+    assert not list((ROOT / "tests" / "benchmarks").glob("test_*"))
 
 
 def test_an_install_keeps_the_repository_root_off_the_path(tmp_path: Path) -> None:

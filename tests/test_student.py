@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from esd_core.errors import ConfigError
 from esd_core.student import FullStudent, LowRankStudent
@@ -61,6 +62,26 @@ def test_masters_are_float32_and_the_teachers_own_tensors_are_not_among_them(mak
         assert master.dtype == torch.float32 and master.requires_grad
         master.data.add_(1.0)
     assert all(torch.equal(base[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("make", [full, low_rank])
+def test_what_a_layer_makes_is_the_students_tensor(make, dtype):
+    """In a linear layer and in a convolution, with the same gradients, bit for bit."""
+    _, student = make(dtype)
+    for master in student.masters.values():
+        master.data.add_(0.1)
+    x, picture = torch.ones(2, 5, dtype=dtype), torch.ones(1, 3, 4, 4, dtype=dtype)
+    results = []
+    for tensors in (student.tensors(), student.made()):
+        outputs = F.linear(x, tensors["linear.weight"]), F.conv2d(picture, tensors["conv.weight"])
+        sum(out.float().square().sum() for out in outputs).backward()
+        grads = [m.grad for m in student.masters.values() if m.grad is not None]
+        results.append([*outputs, *grads])
+        for master in student.masters.values():
+            master.grad = None
+    assert len(results[0]) == len(results[1]) > 2
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 # -- steps that 16 bits would lose -----------------------------------------------------------

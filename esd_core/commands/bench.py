@@ -1,108 +1,99 @@
-"""`esd bench`: the same erasure by the bank and by the schedule of the public codes, in pairs."""
+"""`esd bench`: what the method costs beside other ways to the same end.
+
+The benchmarks themselves lie in the repository, in tests/benchmarks, and are not installed.
+"""
 
 from __future__ import annotations
 
 import json
-import platform
-import statistics
+import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import ErasureConfig, override
+from ..errors import ConfigError, FileError
 from ..presets import load_preset
 from ..settings import Bounds, Field
 from . import erase, evaluate, models, outputs
-from .console import StopRequest, note
-from .events import TerminalEvents
+from .console import note
 from .flags import add_fields, given, value
 
 if TYPE_CHECKING:
-    from ..bank import Bank
-    from ..diffusers_denoiser import DiffusersDenoiser
-    from ..pocket.judge import Reading
+    from types import ModuleType
 
-PAIRS = Field("pairs", int, 3, "Pairs of runs, one seed after the other.", bounds=Bounds(1, 100))
+NAMES = {
+    "samples": "evaluations that a training sample costs",
+    "erase": "a whole erasure on pocket",
+    "memory": "the peak of a training step of SDXL (18 GB, an hour)",
+    "step": "a training step, on pocket and SDXL (17 GB)",
+    "concepts": "ten concepts in one run",
+    "batching": "sampling as batches",
+    "load": "ESDLoadErased in ComfyUI (6 GB)",
+}
+PAIRS = Field("pairs", int, None, "Pairs of runs (default: 3 or 5).", bounds=Bounds(1, 100))
 DEFAULT_CONCEPT = "Van Gogh"
+FOLDER = Path(__file__).resolve().parents[2] / "tests" / "benchmarks"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    listed = "; ".join(f"{name}: {text}" for name, text in NAMES.items())
+    parser.add_argument("name", metavar="NAME", nargs="?", choices=[*NAMES], help=f"{listed}.")
     parser.add_argument(
-        "name",
-        choices=("erase",),
-        help="erase: a whole run, against fresh trajectories of up to 50 steps for every sample.",
+        "--all", action="store_true", help="Run them all, one by one, and print a table."
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="Where to write the result.")
     outputs.add_force(parser)
-    add_fields(parser, "runs", [PAIRS, evaluate.PER_PAIR])
+    add_fields(parser, "runs", [PAIRS])
+    add_fields(parser, "pictures, of erase", [evaluate.PER_PAIR])
     erase.add_settings(parser)
 
 
 def run(arguments: Namespace) -> int:
-    """Prints {"name", "ours", "other", "pairs", "ratio", ...}; ratio is the median of ours / other.
+    """Prints {"name", "ours", "other", "pairs", "ratio", "versions", "threads", ...}.
 
-    ours and other are the seconds of each run, sampling and training; `evaluations` and `shown`
-    (the share of pictures that still show the concept) stand beside them.
+    ratio is the median of pairs, which are ours / other. Further figures of the same benchmark
+    stand below "also", in the same form.
     """
+    if bool(arguments.name) == arguments.all:
+        raise ConfigError(f"give one benchmark of {', '.join(NAMES)}, or --all")
     outputs.check_outputs([arguments.json], force=arguments.force)
-    denoiser = models.load(models.POCKET)
-    from ..bank import Bank
-    from ..fresh import FreshBank
-    from ..pocket.judge import judge
+    modules = _modules()
+    from benchmarks.figure import table
 
-    per_pair = value(arguments, evaluate.PER_PAIR)
-    before = judge(denoiser, [], per_pair).before
-    settings = {"concepts": [DEFAULT_CONCEPT], **load_preset(models.POCKET)}
-    first = ErasureConfig.from_mapping(override(settings, given(arguments, erase.FIELDS)))
-    runs: dict[str, list[dict[str, float]]] = {"ours": [], "other": []}
-    for seed in range(value(arguments, PAIRS)):
-        config = first.override({"seed": first.seed + seed})
-        for side, bank_type in (("ours", Bank), ("other", FreshBank)):
-            note(f"seed {config.seed}: {side}")
-            runs[side].append(_measure(denoiser, config, bank_type, before, per_pair))
-    result = _result(arguments.name, runs)
-    print(json.dumps(result, indent=2))
+    results, figures = [], []
+    for name in NAMES if arguments.all else [arguments.name]:
+        note(f"{name}: {NAMES[name]}")
+        measured = _run(name, modules[name], arguments)
+        figures += measured
+        first, *further = (figure.as_dict() for figure in measured)
+        results.append({**first, "also": further} if further else first)
+    shown: Any = results if arguments.all else results[0]
+    print(table(figures) if arguments.all else json.dumps(shown, indent=2))
     if arguments.json:
-        outputs.write_json(arguments.json, result, arguments.force)
+        outputs.write_json(arguments.json, shown, arguments.force)
     return 0
 
 
-def _measure(
-    denoiser: DiffusersDenoiser,
-    config: ErasureConfig,
-    bank_type: type[Bank],
-    before: tuple[Reading, ...],
-    per_pair: int,
-) -> dict[str, float]:
-    from ..erase import erase as train
-    from ..pocket.judge import judge
+def _modules() -> dict[str, ModuleType]:
+    """The benchmarks by name; FileError where they are not."""
+    if not FOLDER.is_dir():
+        raise FileError(
+            "the benchmarks are not installed: they lie in tests/benchmarks of the repository, so "
+            "run `pip install -e .` and `esd bench` there"
+        )
+    sys.path.insert(0, str(FOLDER.parent))
+    from benchmarks import batching, concepts, load, memory, samples, step
+    from benchmarks import erase as whole
 
-    events = TerminalEvents(denoiser, config, Path())
-    with events.bar, StopRequest() as commands:
-        result = train(denoiser, config, events, commands, bank_type=bank_type)
-    judged = judge(denoiser, [(result.erasure, 1.0)], per_pair, before=before).as_dict()
-    erased = [c["after"] for c in judged["concepts"].values() if c["erased"]]
-    return {
-        "seconds": result.report["seconds"],
-        "evaluations": result.report["teacher_evaluations"],
-        "samples": result.report["samples"],
-        "shown": max(erased),
-        "worst_drop": judged["worst_drop"],
-    }
+    parts = (samples, whole, memory, step, concepts, batching, load)
+    return dict(zip(NAMES, parts, strict=True))
 
 
-def _result(name: str, runs: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    import torch
-
-    seconds = {side: [run["seconds"] for run in of_side] for side, of_side in runs.items()}
-    pairs = [a / b for a, b in zip(seconds["ours"], seconds["other"], strict=True)]
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    return {
-        "name": name,
-        **seconds,
-        "pairs": pairs,
-        "ratio": statistics.median(pairs),
-        "runs": runs,
-        "versions": versions,
-        "threads": torch.get_num_threads(),
-    }
+def _run(name: str, module: ModuleType, arguments: Namespace) -> Any:
+    pairs = value(arguments, PAIRS) or module.PAIRS
+    if name != "erase":
+        return module.run(pairs)
+    settings = {"concepts": [DEFAULT_CONCEPT], **load_preset(models.POCKET)}
+    config = ErasureConfig.from_mapping(override(settings, given(arguments, erase.FIELDS)))
+    return module.run(pairs, config, value(arguments, evaluate.PER_PAIR))

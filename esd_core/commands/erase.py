@@ -31,11 +31,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "and flags win over all."
     )
     models.add_arguments(parser)
-    parser.add_argument(
-        "--config",
-        metavar="PRESET|FILE.toml",
-        help=f"Settings from a TOML file, or of a preset: {', '.join(preset_names())}.",
-    )
+    add_config(parser)
     parser.add_argument(
         "--out", metavar="FILE", type=Path, required=True, help="The erasure file to write."
     )
@@ -49,6 +45,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_settings(parser)
 
 
+def add_config(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        metavar="PRESET|FILE.toml",
+        help=f"Settings from a TOML file, or of a preset: {', '.join(preset_names())}.",
+    )
+
+
 def add_settings(parser: ArgumentParser) -> None:
     """A flag for every field of the config."""
     for table, title in _GROUPS.items():
@@ -57,15 +61,12 @@ def add_settings(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Checks all that can be checked without the model, then loads it and trains."""
-    is_pocket = arguments.model == models.POCKET
-    # A model's kind is not known yet; what must fit each other is the same in its presets.
-    draft = _settled(arguments, models.POCKET if is_pocket else "sdxl")
+    _draft(arguments)
     inputs = [arguments.model] if Path(arguments.model).is_file() else []
     outputs.check_outputs([arguments.out, arguments.report], inputs, arguments.force)
     models.check_model(arguments.model)
     state_file = _state_file(arguments)
-    denoiser = models.load(arguments.model, draft.training.precision, arguments.device)
-    config = draft if is_pocket else _settled(arguments, denoiser.architecture)
+    denoiser, config = load_settled(arguments)
     result = _train(arguments, denoiser, config, state_file)
     if result.outcome.ending == "stopped":
         _tell_how_to_resume(arguments, state_file, result.outcome.step)
@@ -74,6 +75,20 @@ def run(arguments: Namespace) -> int:
     state_file.unlink(missing_ok=True)
     print(_summary(arguments.out, result))
     return 0
+
+
+def load_settled(arguments: Namespace) -> tuple[DiffusersDenoiser, ErasureConfig]:
+    """The model, and the settings of --config and the flags over those of its preset."""
+    draft = _draft(arguments)
+    models.check_model(arguments.model)
+    denoiser = models.load(arguments.model, draft.training.precision, arguments.device)
+    is_pocket = arguments.model == models.POCKET
+    return denoiser, draft if is_pocket else _settled(arguments, denoiser.architecture)
+
+
+def _draft(arguments: Namespace) -> ErasureConfig:
+    """A model's kind is not known yet; what must fit each other is the same in its presets."""
+    return _settled(arguments, models.POCKET if arguments.model == models.POCKET else "sdxl")
 
 
 def _settled(arguments: Namespace, architecture: str) -> ErasureConfig:
@@ -106,7 +121,9 @@ def _train(
     arguments: Namespace, denoiser: DiffusersDenoiser, config: ErasureConfig, state_file: Path
 ) -> Result:
     from ..erase import erase
+    from ..memory import check
 
+    note(str(check(denoiser, config)))
     events = TerminalEvents(denoiser, config, arguments.out)
     try:
         with models.memory_told(), events.bar, StopRequest() as commands:

@@ -75,12 +75,11 @@ def memory_told() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not _MEMORY.search(str(error)):
+        from ..memory import ran_out
+
+        if not ran_out(error):
             raise
         raise ESDError(
-            "there is not enough memory for this: try a smaller size, fewer pictures or "
-            "trajectories side by side, --gradient-checkpointing, or --precision bf16"
+            "there is not enough memory for this: try a smaller size, fewer pictures side by side, "
+            "or --precision bf16"
         ) from error
-
-
-_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)

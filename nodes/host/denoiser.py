@@ -11,16 +11,18 @@ import comfy.model_patcher
 import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
-from comfy.model_management import throw_exception_if_processing_interrupted
+from comfy.model_management import get_free_memory, throw_exception_if_processing_interrupted
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ...esd_core.denoiser import Conditioning, Schedule
 from ...esd_core.errors import ConfigError, ESDError
 from ...esd_core.slots import replaced, slot
+from ...esd_core.student import dense
 from .model import architecture, context_width, parameters, predicts_v
 from .session import compute_dtype, differentiable_attention
 from .text import Texts
+from .unet_config import diffusers_config
 
 _FACTOR = 8
 """Pixels a latent, of all architectures that can be trained."""
@@ -47,7 +49,10 @@ class HostDenoiser:
         return self._teacher
 
     def swapped(self, tensors: Mapping[str, Tensor]) -> AbstractContextManager[None]:
-        return replaced(self._slots, tensors)
+        # Layers that cast on the way look at their weights before they compute with them.
+        is_casting = self.model.get_model_object("manual_cast_dtype") is not None
+        given = {name: dense(t) for name, t in tensors.items()} if is_casting else tensors
+        return replaced(self._slots, given)
 
     @contextmanager
     def checkpointed(self, enabled: bool) -> Iterator[None]:
@@ -62,6 +67,13 @@ class HostDenoiser:
         finally:
             for block in blocks:
                 block.__dict__.pop("forward", None)  # the class's own shows again
+
+    @property
+    def unet_config(self) -> Mapping[str, Any]:
+        return diffusers_config(self.model)
+
+    def free_memory(self) -> int:
+        return int(get_free_memory(self.device))
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         if width % _FACTOR or height % _FACTOR:

@@ -13,15 +13,14 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 
+from ...esd_core import memory
 from ...esd_core.concepts import parse_all
 from ...esd_core.config import ErasureConfig
-from ...esd_core.denoiser import Denoiser
 from ...esd_core.erase import Result, finish, prepare
 from ...esd_core.erasure import Erasure, read_erasure, write_erasure
 from ...esd_core.errors import ESDError
 from ...esd_core.formats.header import read_header
 from ...esd_core.probes import UNRELATED
-from ...esd_core.selection import select
 from ...esd_core.state import FREE
 from . import cancel, folders
 from .denoiser import HostDenoiser
@@ -83,8 +82,7 @@ def train(
         known = _known(prefix, run)
         if known:
             return known
-        refuse_lack_of_memory(config, denoiser)
-        say("recording what the model predicts", node)
+        say(f"{memory.check(denoiser, config)}\nrecording what the model predicts", node)
         result = _train(denoiser, config, folders.state_file(course), resume, node)
     return _write(result, prefix, run)
 
@@ -168,50 +166,12 @@ def _needed(model: comfy.model_patcher.ModelPatcher) -> float:
     return 0 if is_cpu else _EVERYTHING
 
 
-def refuse_lack_of_memory(config: ErasureConfig, denoiser: Denoiser) -> None:
-    """ESDError when not even the trained tensors fit: activations come on top."""
-    needed = _trained_bytes(config, denoiser)
-    free = comfy.model_management.get_free_memory(denoiser.device)
-    if needed > free:
-        raise ESDError(
-            f"training this needs {needed / 1e9:.1f} GB beside the model, and {free / 1e9:.1f} GB "
-            f"are free on {denoiser.device}: {_SMALLER}"
-        )
-
-
-_SMALLER = (
-    "take the method esd-x-strict, or in ESDTrainOptions a rank, the optimizer adafactor, or "
-    "gradient checkpointing"
-)
-
-
-def _trained_bytes(config: ErasureConfig, denoiser: Denoiser) -> int:
-    """fp32 masters, gradients and the optimizer's state."""
-    base = denoiser.parameters()
-    rank = config.training.rank
-    count = 0
-    for name in select(config.method, base, denoiser.architecture):
-        tensor = base[name]
-        if rank and name.endswith(".weight"):
-            into = tensor[0].numel()
-            count += min(rank, len(tensor), into) * (len(tensor) + into)
-        elif not rank:
-            count += tensor.numel()
-    return count * (8 if config.training.optimizer == "adafactor" else 16)
-
-
 @contextmanager
 def memory_told() -> Iterator[None]:
     """ESDError when the memory runs out in there: an accelerator's, or the CPU's."""
     try:
         yield
-    except RuntimeError as error:
-        if not any(sign in str(error) for sign in _NO_MEMORY):
+    except (MemoryError, RuntimeError) as error:
+        if not memory.ran_out(error):
             raise
-        raise ESDError(
-            f"the memory was used up ({str(error).splitlines()[0]}): {_SMALLER}, or a smaller size"
-        ) from error
-
-
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-"""What torch says: it has a kind of error of its own for some accelerators alone."""
+        raise memory.exhausted(error) from error

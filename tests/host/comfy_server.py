@@ -86,6 +86,7 @@ class Server:
         self.base, self.log = base, log
         self.address = f"127.0.0.1:{port}"
         self.client = uuid.uuid4().hex
+        self.pid, self.patience = 0, RUN_SECONDS
 
     def text(self, path: str) -> str:
         with urllib.request.urlopen(f"http://{self.address}{path}", timeout=30) as answer:
@@ -118,7 +119,7 @@ class Server:
     ) -> list[Run]:
         """As `run`, for prompts that wait for each other in the queue."""
         link = websocket.create_connection(
-            f"ws://{self.address}/ws?clientId={self.client}", timeout=RUN_SECONDS
+            f"ws://{self.address}/ws?clientId={self.client}", timeout=self.patience
         )
         try:
             queued = [self._queue(prompt) for prompt in prompts]
@@ -187,24 +188,28 @@ def _take_binary(run: Run, message: bytes, on_text: Callable[[str], None] | None
 
 
 @contextmanager
-def running(comfyui: Path, base: Path, *further_nodes: Path) -> Iterator[Server]:
+def running(
+    comfyui: Path, base: Path, *further_nodes: Path, flags: Sequence[str] = (), threads: int = 1
+) -> Iterator[Server]:
     """Starts main.py on a free port with `base` as its world; ends it at the end."""
     custom_nodes = base / "custom_nodes"
-    custom_nodes.mkdir(parents=True)
-    (custom_nodes / PACK_NAME).symlink_to(PACK, target_is_directory=True)
-    for path in further_nodes:
-        (custom_nodes / path.name).symlink_to(path)
+    custom_nodes.mkdir(parents=True, exist_ok=True)
+    for name, path in ((PACK_NAME, PACK), *((path.name, path) for path in further_nodes)):
+        (custom_nodes / name).unlink(missing_ok=True)
+        (custom_nodes / name).symlink_to(path)
     server = Server(base, _free_port(), base / "server.log")
     command = [os.environ.get(PYTHON_VARIABLE, sys.executable), "main.py", "--cpu"]
     command += ["--port", server.address.rpartition(":")[2], "--base-directory", str(base)]
     command += ["--disable-api-nodes", "--preview-method", "latent2rgb"]
-    # Pocket is small: more threads only wait for each other.
-    world = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command += flags
+    # Pocket is small: more than one thread only wait for each other.
+    world = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with server.log.open("wb") as log:
         process = subprocess.Popen(
             command, cwd=comfyui, stdout=log, stderr=subprocess.STDOUT, env=world
         )
         try:
+            server.pid = process.pid
             _wait(server, process)
             yield server
         finally:

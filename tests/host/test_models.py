@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 
 import pytest
 import torch
@@ -70,18 +69,17 @@ def test_the_refiner_is_refused(trees):
         ("sdxl adafactor", SDXL_COUNTS["esd-all"][1], 8),
     ],
 )
-def test_what_does_not_fit_the_memory_is_refused_before_the_first_step(trees, run, millions, each):
-    """Trees a thousand times as large: master, gradient and optimizer state of each number."""
+def test_the_memory_of_full_size_models_is_planned(trees, run, millions, each):
+    """Master, gradient and optimizer state of each number: none of it on four gigabytes."""
     told = trees["memory"][run]
-    needed, free = map(float, re.findall(r"([\d.]+) GB", told))
-    assert needed == pytest.approx(millions * 1e6 * 1000 * each / 1e9, rel=1e-4)
-    assert 0 < free < needed
-    assert "take the method esd-x-strict" in told
+    # Adafactor keeps rows and columns beside.
+    assert told["trained"] == pytest.approx(millions * 1e6 * each, rel=2e-3)
+    assert not told["fits"]
 
 
 def test_what_fits_the_memory_is_not_refused(trees):
     """0.3 GB."""
-    assert trees["memory"]["sd1 esd-x-strict"] == ""
+    assert trees["memory"]["sd1 esd-x-strict"]["fits"]
 
 
 def test_memory_that_is_used_up_all_the_same_is_told(trees):

@@ -211,7 +211,7 @@ def train_once(server, prefix, steps, resume=False):
     graph = Graph(server)
     model, clip, _ = graph.pocket()
     graph.train(
-        model, clip, {"resume": resume, "gradient_checkpointing": True}, steps=steps,
+        model, clip, {"resume": resume, "gradient_checkpointing": "on"}, steps=steps,
         seed=21, filename_prefix=prefix,
     )  # fmt: skip
     run = graph.run()

@@ -18,6 +18,7 @@ import comfy.model_detection  # noqa: E402
 import comfy.model_patcher  # noqa: E402
 import torch  # noqa: E402
 from diffusers import UNet2DConditionModel  # noqa: E402
+from esd_pack.esd_core import memory  # noqa: E402
 from esd_pack.esd_core.config import METHODS, ErasureConfig  # noqa: E402
 from esd_pack.esd_core.errors import ESDError  # noqa: E402
 from esd_pack.esd_core.selection import select  # noqa: E402
@@ -50,21 +51,20 @@ def described(model):
     }
 
 
-class Giant(HostDenoiser):
-    """A thousandfold, so that it fits nowhere."""
-
-    def parameters(self):
-        held = super().parameters()
-        return {name: tensor.expand(1000, *tensor.shape) for name, tensor in held.items()}
+class OnFourGigabytes(HostDenoiser):
+    def free_memory(self):
+        return 4_000_000_000
 
 
-def refusal(denoiser, **settings):
-    config = ErasureConfig.from_mapping({"concepts": ["Van Gogh"], **settings})
-    try:
-        training.refuse_lack_of_memory(config, denoiser)
-    except ESDError as error:
-        return str(error)
-    return ""
+def planned(model, **settings):
+    """Bytes for masters, gradients and optimizer at 256x256, and whether all of it fits."""
+    shared = {"concepts": ["Van Gogh"], "width": 256, "height": 256}
+    # Parts of a batch, each of which would be tried, are tried elsewhere.
+    alone = {"preserve_empty": False, "training.batch_size": 1}
+    switch = {"training.gradient_checkpointing": "on"}
+    config = ErasureConfig.from_mapping({**shared, **alone, **switch, **settings})
+    plan = memory.plan(OnFourGigabytes(model, None), config)
+    return {"trained": plan.masters + plan.gradients + plan.optimizer, "fits": plan.fits}
 
 
 def used_up():
@@ -80,11 +80,11 @@ asked = json.loads(configs.read_text())
 models = {name: model_of(config) for name, config in asked.items()}
 told = {name: described(model) for name, model in models.items()}
 told["memory"] = {
-    "sdxl esd-x": refusal(Giant(models["sdxl"], None)),
-    "sdxl adafactor": refusal(
-        Giant(models["sdxl"], None), method="esd-all", **{"training.optimizer": "adafactor"}
+    "sdxl esd-x": planned(models["sdxl"]),
+    "sdxl adafactor": planned(
+        models["sdxl"], method="esd-all", **{"training.optimizer": "adafactor"}
     ),
-    "sd1 esd-x-strict": refusal(HostDenoiser(models["sd1"], None), method="esd-x-strict"),
+    "sd1 esd-x-strict": planned(models["sd1"], method="esd-x-strict"),
     "used up": used_up(),
 }
 answer.write_text(json.dumps(told))

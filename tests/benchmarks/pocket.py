@@ -1,0 +1,37 @@
+"""The embedded model, and settings of it for benchmarks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from esd_core.commands import models
+from esd_core.config import ErasureConfig, override
+from esd_core.diffusers_denoiser import DiffusersDenoiser
+from esd_core.presets import load_preset
+
+CONCEPT = "Van Gogh"
+
+
+def load() -> DiffusersDenoiser:
+    return models.load(models.POCKET)
+
+
+def config(**settings: Any) -> ErasureConfig:
+    """Pocket's preset with other settings over it, dots written as two underscores."""
+    given = {name.replace("__", "."): value for name, value in settings.items()}
+    return ErasureConfig.from_mapping(
+        override({"concepts": [CONCEPT], **load_preset(models.POCKET)}, given)
+    )
+
+
+class Silent:
+    """Events and commands of a run that nobody watches."""
+
+    def on_step(self, progress: object) -> None: ...
+
+    def on_preview(self, step: int, student: object) -> None: ...
+
+    def on_save(self, step: int, path: object) -> None: ...
+
+    def should_stop(self) -> bool:
+        return False

@@ -1,0 +1,70 @@
+"""Evaluations of the UNet that a training sample costs, the student's own forward among them.
+
+As the official code trains: one concept, and nothing preserved. What is evaluated makes no
+difference to how often it is, so the network's work is left out, and thousands can be counted.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from esd_core.bank import Bank
+from esd_core.config import ErasureConfig
+from esd_core.denoiser import Conditioning
+from esd_core.diffusers_denoiser import DiffusersDenoiser
+from esd_core.erase import prepare
+from esd_core.fresh import FreshBank
+
+from . import pocket
+from .figure import Figure
+
+PAIRS = 5
+REUSE = 4
+_BARS = {1: 0.06, REUSE: 0.04}
+_BATCH = 8
+
+
+class Counter(DiffusersDenoiser):
+    """Counts rows; predicts no noise, with a graph to the student's tensors."""
+
+    rows = 0
+
+    def predict_noise(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        self.rows += len(x)
+        module, leaf = self._slots["middle_block.1.transformer_blocks.0.attn2.to_k.weight"]
+        return torch.zeros_like(x) * module._parameters[leaf].sum()
+
+
+def run(pairs: int, samples: int = 640) -> list[Figure]:
+    """`samples` a side and pair are trained on."""
+    counter = Counter(pocket.load().pipeline)
+    other = [per_sample(counter, _config(s, 1, samples), FreshBank) for s in range(pairs)]
+    figures = []
+    for reuse, bar in _BARS.items():
+        ours = [per_sample(counter, _config(s, reuse, samples), Bank) for s in range(pairs)]
+        what = f"UNet evaluations a training sample at reuse {reuse}, against the official schedule"
+        name = "samples" if reuse == 1 else f"samples, reuse {reuse}"
+        figures.append(Figure(name, what, "evaluations", bar, ours, other))
+    return figures
+
+
+def _config(seed: int, reuse: int, samples: int) -> ErasureConfig:
+    return pocket.config(
+        seed=seed,
+        preserve_empty=False,
+        width=64,
+        height=64,
+        trajectory__reuse=reuse,
+        training__steps=samples // _BATCH,
+        training__batch_size=_BATCH,
+    )
+
+
+def per_sample(counter: Counter, config: ErasureConfig, bank_type: type[Bank]) -> float:
+    """Rows that were evaluated in the steps of a run, over the samples that it trained on."""
+    trainer = prepare(counter, config, bank_type=bank_type)
+    counter.rows = 0
+    while trainer.step < config.training.steps:
+        trainer.take_step()
+    return counter.rows / (config.training.steps * _BATCH)

@@ -1,0 +1,90 @@
+"""One training step, and the bare student forward and backward in plain torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+from torch import Tensor
+
+from esd_core.config import ErasureConfig
+from esd_core.diffusers_denoiser import DiffusersDenoiser
+from esd_core.erase import prepare
+from esd_core.trainer import Trainer
+
+from . import full_size, pocket
+from .figure import Figure, seconds
+from .worker import answer
+
+PAIRS = 5
+FULL_PAIRS = 3
+
+
+def run(pairs: int) -> list[Figure]:
+    """On pocket, and on SDXL of full size in float32: some 17 GB, in a process of its own."""
+    what = "a training step, against the student's bare forward and backward"
+    figures = [Figure("step", f"{what}, pocket", "s", 1.05, *of_pocket(pairs))]
+    times = answer("step", str(min(pairs, FULL_PAIRS)))
+    return [*figures, Figure("step, full size", f"{what}, SDXL", "s", 1.05, *times)]
+
+
+def of_pocket(pairs: int) -> tuple[list[float], list[float]]:
+    return measured(pocket.load(), pocket.config(training__steps=10_000), pairs, repeats=8)
+
+
+def measured(
+    denoiser: DiffusersDenoiser, config: ErasureConfig, pairs: int, repeats: int
+) -> tuple[list[float], list[float]]:
+    """Seconds of a training step, and of the bare one, turn by turn; `repeats` of each a pair."""
+    trainer = prepare(denoiser, config)
+    bare = Bare(trainer)
+    trainer.take_step()  # which samples the round, and is slow like every first
+    bare.step()
+    ours, other = [], []
+    for _ in range(pairs):
+        sums = [0.0, 0.0]
+        for _ in range(repeats):
+            if trainer.round_is_used_up:
+                trainer.take_step()  # samples, which is no part of a step
+            sums[0] += seconds(trainer.take_step)
+            sums[1] += seconds(bare.step)
+        ours.append(sums[0] / repeats)
+        other.append(sums[1] / repeats)
+    return ours, other
+
+
+class Bare:
+    """The UNet of diffusers with gradients switched on where a method trains; nothing else."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.unet = trainer.denoiser.unet  # type: ignore[attr-defined]  # of DiffusersDenoiser
+        self.trainer = trainer
+        slots = trainer.denoiser._slots  # type: ignore[attr-defined]
+        self.trained = [
+            module.get_parameter(leaf) for module, leaf in map(slots.get, trainer.student.masters)
+        ]
+
+    def step(self) -> None:
+        batch = self.trainer.config.training.batch_size
+        bank, config = self.trainer.bank, self.trainer.config
+        shape = self.trainer.denoiser.latent_shape(config.width, config.height)
+        x, target = torch.randn(2, batch, *shape, dtype=self.unet.dtype)
+        rows = bank.conditioning.select([0] * batch)
+        added = {"text_embeds": rows.pooled, "time_ids": rows.time_ids}
+        for parameter in self.trained:
+            parameter.requires_grad_(True)
+        predicted: Tensor = self.unet(
+            x, 500, rows.context, added_cond_kwargs=added, return_dict=False
+        )[0]
+        (predicted - target).square().mean().backward()
+        for parameter in self.trained:
+            parameter.grad = None
+            parameter.requires_grad_(False)
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(True)
+    settings = full_size.config(**{"trajectory.steps": 8, "trajectory.count": 1})
+    sides = measured(full_size.denoiser(torch.float32), settings, int(sys.argv[1]), repeats=1)
+    print(json.dumps(sides))

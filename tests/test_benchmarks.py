@@ -1,0 +1,131 @@
+"""The benchmarks themselves: what they count and compute, and how the command finds them."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from esd_core.bank import Bank
+from esd_core.cli import main
+from esd_core.commands import bench
+from esd_core.fresh import FreshBank
+
+TESTS = Path(__file__).parent
+if str(TESTS) not in sys.path:
+    sys.path.insert(0, str(TESTS))
+
+from benchmarks import batching, full_size, samples  # noqa: E402
+from benchmarks.figure import Figure, table  # noqa: E402
+
+
+def test_a_figure_is_the_median_of_its_pairs():
+    figure = Figure("step", "a against b", "s", 1.05, [1.0, 9.0, 6.0], [2.0, 3.0, 3.0])
+    assert figure.pairs == [0.5, 3.0, 2.0] and figure.ratio == 2.0
+    told = figure.as_dict()
+    assert {"name", "ours", "other", "pairs", "ratio", "versions", "threads"} <= set(told)
+    row = table([figure]).splitlines()[-1]
+    assert row == "| `step`: a against b | 6 s | 3 s | 2.000 | 1.05 | 3 |"
+
+
+@pytest.fixture
+def counter(pipeline):
+    return samples.Counter(pipeline)
+
+
+@pytest.mark.parametrize("reuse", [1, 3])
+def test_a_sample_costs_two_evaluations_and_the_students_own(counter, settings, reuse):
+    """Two rounds of 6 samples in batches of 2, each used `reuse` times."""
+    overrides = {
+        "preserve_empty": False,
+        "trajectory.reuse": reuse,
+        "training.steps": 6 * reuse,
+        "training.batch_size": 2,
+    }
+    trainer_costs = samples.per_sample(counter, settings(overrides), Bank)
+    # per_sample divides by its own batches of 8
+    assert trainer_costs * samples._BATCH / 2 == pytest.approx(2 / reuse + 1)
+
+
+def test_the_official_schedule_costs_a_trajectory_a_sample(counter, settings):
+    """k + 1 evaluations of a pair, k uniform below 50: 51 on average, and the student's one."""
+    overrides = {
+        "preserve_empty": False,
+        "trajectory.count": 50,
+        "training.steps": 50,
+        "training.batch_size": 3,
+    }
+    cost = samples.per_sample(counter, settings(overrides), FreshBank) * samples._BATCH / 3
+    deviation = 2 * (50**2 / 12) ** 0.5 / 150**0.5  # of the mean of 150 samples
+    assert cost == pytest.approx(52, abs=4 * deviation)
+    assert 2 < cost < 101
+
+
+def test_one_at_a_time_predicts_the_same(denoiser):
+    alone = batching.OneAtATime(denoiser.pipeline)
+    rows = denoiser.encode(["a house", "", "a boat"], 64, 64)
+    x, sigma = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.ones(3)
+    with torch.no_grad():
+        together, apart = (d.predict_noise(x, sigma, rows) for d in (denoiser, alone))
+    torch.testing.assert_close(apart, together, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(6, 5), lambda: nn.Conv2d(6, 5, 3, 2, 1)])
+@pytest.mark.parametrize("trained", [True, False])
+def test_layers_that_multiply_in_float_keep_their_gradients(make, trained):
+    """In float32 nothing is rounded: the same as torch's own, to its last bits."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layer, shape = make(), (2, 6, 8, 8)
+        x = torch.randn(shape if isinstance(layer, nn.Conv2d) else (2, 3, 6), requires_grad=True)
+    layer.requires_grad_(trained)
+    tensors = [x, *layer.parameters()] if trained else [x]
+    expected_out = layer(x)
+    expected = torch.autograd.grad(expected_out.square().sum(), tensors)
+    full_size.in_float(layer)
+    out = layer(x)
+    torch.testing.assert_close(out, expected_out)
+    for got, wanted in zip(torch.autograd.grad(out.square().sum(), tensors), expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_the_full_size_is_sdxls():
+    with torch.device("meta"):
+        unet = full_size.UNet2DConditionModel(**full_size.SDXL)
+    assert sum(p.numel() for p in unet.parameters()) == 2_567_463_684
+
+
+def test_a_random_model_of_small_size_stays_finite():
+    denoiser = full_size.denoiser(torch.bfloat16, full_size.SMALL)
+    rows = denoiser.encode(["Van Gogh", ""], 64, 64)
+    with torch.no_grad():
+        predicted = denoiser.predict_noise(torch.randn(2, 4, 8, 8), torch.ones(2), rows)
+    assert predicted.isfinite().all() and not predicted[0].equal(predicted[1])
+
+
+# -- the command -----------------------------------------------------------------------------
+
+
+def test_the_command_prints_and_writes_a_result(tmp_path, capsys):
+    file = tmp_path / "samples.json"
+    assert main(["bench", "samples", "--pairs", "1", "--json", str(file)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == json.loads(file.read_text())
+    assert told["name"] == "samples" and len(told["pairs"]) == 1
+    assert told["ratio"] == told["ours"][0] / told["other"][0]
+    assert told["ours"] == [3.0] and told["also"][0]["ours"] == [1.5]
+
+
+def test_an_installation_without_benchmarks_says_where_they_are(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "FOLDER", tmp_path / "tests" / "benchmarks")
+    assert main(["bench", "samples"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "tests/benchmarks of the repository" in error
+
+
+@pytest.mark.parametrize("words", [[], ["samples", "--all"]])
+def test_one_benchmark_or_all(words, capsys):
+    assert main(["bench", *words]) == 2
+    assert "--all" in capsys.readouterr().err
