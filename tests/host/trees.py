@@ -81,9 +81,7 @@ models = {name: model_of(config) for name, config in asked.items()}
 told = {name: described(model) for name, model in models.items()}
 told["memory"] = {
     "sdxl esd-x": planned(models["sdxl"]),
-    "sdxl adafactor": planned(
-        models["sdxl"], method="esd-all", **{"training.optimizer": "adafactor"}
-    ),
+    "sdxl adafactor": planned(models["sdxl"], **{"training.optimizer": "adafactor"}),
     "sd1 esd-x-strict": planned(models["sd1"], method="esd-x-strict"),
     "used up": used_up(),
 }
