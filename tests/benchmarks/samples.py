@@ -15,6 +15,7 @@ from esd_core.denoiser import Conditioning
 from esd_core.diffusers_denoiser import DiffusersDenoiser
 from esd_core.erase import prepare
 from esd_core.fresh import FreshBank
+from esd_core.student import dense
 
 from . import pocket
 from .figure import Figure
@@ -33,7 +34,7 @@ class Counter(DiffusersDenoiser):
     def predict_noise(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         self.rows += len(x)
         module, leaf = self._slots["middle_block.1.transformer_blocks.0.attn2.to_k.weight"]
-        return torch.zeros_like(x) * module._parameters[leaf].sum()
+        return torch.zeros_like(x) * dense(module._parameters[leaf]).sum()
 
 
 def run(pairs: int, samples: int = 640) -> list[Figure]:
