@@ -146,8 +146,10 @@ def _rounded(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor.detach().to("cpu", like.dtype)
 
 
-def open_source(path: Path) -> Source:
+def open_source(path: Path, keep: bool = False) -> Source:
     """Recognises a file or folder and checks it as far as that goes without a base.
+
+    keep: hold what is read of a file of changes, for a caller that will need all of it.
 
     Raises:
         FileError: it is missing, damaged, holds numbers that are none, or nothing of a UNet.
@@ -156,12 +158,12 @@ def open_source(path: Path) -> Source:
         inner = path / "unet" if (path / "unet").is_dir() else path
         return Source(path, DIFFUSERS, read_unet_folder(inner)[1], {})
     header = read_header(path)
-    return _of_changes(header) or _of_weights(header)
+    return _of_changes(header, keep) or _of_weights(header)
 
 
-def _of_changes(header: Header) -> Source | None:
+def _of_changes(header: Header, keep: bool) -> Source | None:
     """A file of changes; None if it holds something else."""
-    tensors = file_tensors(header)
+    tensors = file_tensors(header, keep)
     if foreign_part(tensors):
         return Source(header.path, FOREIGN, tensors, header.metadata)
     parts = {name: part_of(name) for name in tensors if not is_of_text(name)}

@@ -5,6 +5,8 @@ The writer is our own because it has to stream, and to give the same bytes for t
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import cache, partial
+from io import FileIO
 from typing import BinaryIO
 
 import torch
@@ -32,24 +34,31 @@ def iterate_tensors(
 def read_tensor(header: Header, name: str) -> Tensor:
     """One tensor in memory of its own (not a map of the file, which may change or go away)."""
     entry = header.tensors[name]
-    buffer = bytearray(entry.end - entry.start)
+    bytes_ = torch.empty(entry.end - entry.start, dtype=torch.uint8)  # a bytearray is zeroed first
     try:
-        with header.path.open("rb") as file:
+        with header.path.open("rb", buffering=0) as file:
             file.seek(header.data_start + entry.start)
-            count = file.readinto(buffer)
+            count = _read_into(file, bytes_.numpy().data)
     except OSError as error:
         raise FileError(f"{header.path} cannot be read: {reason(error)}.") from error
-    if count != len(buffer):
+    if count != len(bytes_):
         raise FileError(f"{header.path} has become shorter while it was read.")
-    if not buffer:
-        return torch.empty(entry.shape, dtype=entry.dtype)
-    return torch.frombuffer(buffer, dtype=entry.dtype).reshape(entry.shape)
+    return bytes_.view(entry.dtype).reshape(entry.shape)
 
 
-def file_tensors(header: Header) -> LazyTensors:
-    """All tensors of a file, each read when it is asked for."""
+def _read_into(file: FileIO, buffer: memoryview) -> int:
+    """Fills the buffer as far as the file goes: one call gives at most 2 GB on some systems."""
+    filled = 0
+    while filled < len(buffer) and (count := file.readinto(buffer[filled:])):
+        filled += count
+    return filled
+
+
+def file_tensors(header: Header, keep: bool = False) -> LazyTensors:
+    """All tensors of a file, each read when it is asked for; with `keep`, but once."""
     specs = {name: Spec(entry.dtype, entry.shape) for name, entry in header.tensors.items()}
-    return LazyTensors(specs, lambda name: read_tensor(header, name))
+    read = partial(read_tensor, header)
+    return LazyTensors(specs, cache(read) if keep else read)
 
 
 def write_safetensors(
