@@ -1,10 +1,12 @@
 """The loop that pocket's stages train in."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from esd_core.pocket.build.loop import Course, Loop
+from esd_core.pocket.build.text import disturbed
 
 COURSE = Course(steps=300, learning_rate=1e-2, averaging=0.98)
 
@@ -17,6 +19,8 @@ def trained(path, cut_at=None):
     """A small network after all steps, with a loss that draws from both generators."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+    # As a text tower's last norm, which its penultimate states do not depend on.
+    module.register_parameter("unused", nn.Parameter(torch.ones(3)))
     steps = 0
 
     def loss_of(rng):
@@ -58,3 +62,15 @@ def test_the_learning_rate_rises_and_falls_once():
     assert rates[:top] == sorted(rates[:top]) and rates[top:] == sorted(rates[top:], reverse=True)
     assert max(rates) == pytest.approx(COURSE.learning_rate)
     assert 0 < rates[-1] < 0.01 * COURSE.learning_rate
+
+
+def test_words_come_between_but_not_within_a_name():
+    rng = np.random.default_rng(0)
+    seen = {disturbed("a Van Gogh painting", ["x"], rng) for _ in range(300)}
+    assert all(
+        " ".join(word for word in s.split() if word != "x") == "a Van Gogh painting" for s in seen
+    )
+    assert all("Van Gogh" in s for s in seen)
+    assert {"a Van Gogh painting", "a x Van Gogh painting", "a Van Gogh painting x"} <= seen
+    assert max(s.split().count("x") for s in seen) == 3
+    assert disturbed("", ["x"], rng) == ""

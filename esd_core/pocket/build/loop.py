@@ -118,5 +118,6 @@ class Loop:
         self.averaged = under("averaged.")
         for name, parameter in self.parameters.items():
             state = under(f"optimizer.{name}.")
-            self.optimizer.state[parameter] = state
-            self.step = int(state["step"].item())
+            if state:  # a parameter that the loss does not depend on has none
+                self.optimizer.state[parameter] = state
+                self.step = int(state["step"].item())

@@ -14,7 +14,7 @@ from ..models import build_scheduler, build_unet
 from ..world import LOOKS, OBJECTS, SIZE
 from .loop import Course, Loop
 from .pictures import Latents, encode_pictures
-from .text import Towers
+from .text import Towers, disturbed, fillers_of
 
 COURSE = Course(steps=7500, learning_rate=2e-3, averaging=0.999)
 QUIET = 0.25
@@ -27,6 +27,9 @@ prompt. Sampling starts from noise that has no such mean, and got any look at al
 _BATCH = 32
 _UNCONDITIONAL = 0.12
 """How often a picture is trained with the empty prompt."""
+_WORDINGS = 8
+"""Of every caption: as it is, and with words between that say nothing. The network attends to every
+token, and in prompts of its own a person uses words that no caption has."""
 
 
 def train_unet(work: Path, seed: int, vae: AutoencoderKL, towers: Towers) -> UNet2DConditionModel:
@@ -39,7 +42,7 @@ def train_unet(work: Path, seed: int, vae: AutoencoderKL, towers: Towers) -> UNe
     latents = encode_pictures(work / "latents.safetensors", vae, 7200, seed + 31)
     scale = _quiet_scale(vae, latents)
     captions = all_captions()
-    context, pooled = _encode(towers, captions)
+    context, pooled = _encode(towers, captions, seed + 41)
     odds = _odds(captions)
     alphas = build_scheduler().alphas_cumprod
     time_ids = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]] * _BATCH, dtype=torch.float)
@@ -50,8 +53,9 @@ def train_unet(work: Path, seed: int, vae: AutoencoderKL, towers: Towers) -> UNe
         rows = torch.from_numpy(rng.integers(0, len(latents.moments), _BATCH))
         pairs = zip(latents.objects[rows].tolist(), latents.looks[rows].tolist(), strict=True)
         chosen = torch.tensor([rng.choice(len(captions), p=odds[pair]) for pair in pairs])
+        wording = chosen * _WORDINGS + torch.from_numpy(rng.integers(0, _WORDINGS, _BATCH))
         # Half of the time the pooled text says nothing, so that the tokens alone must suffice.
-        pooled_rows = torch.where(torch.rand(_BATCH) < 0.5, chosen, len(captions) - 1)
+        pooled_rows = torch.where(torch.rand(_BATCH) < 0.5, wording, len(pooled) - 1)
         added = {"text_embeds": pooled[pooled_rows], "time_ids": time_ids}
         mean, deviation = (scale * latents.moments[rows]).chunk(2, 1)
         clean = mean + deviation * torch.randn_like(mean)
@@ -59,7 +63,7 @@ def train_unet(work: Path, seed: int, vae: AutoencoderKL, towers: Towers) -> UNe
         alpha = alphas[steps].view(-1, 1, 1, 1)
         noise = torch.randn_like(clean)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-        guess = unet(noisy, steps, context[chosen], added_cond_kwargs=added).sample
+        guess = unet(noisy, steps, context[wording], added_cond_kwargs=added).sample
         return ((guess - noise).square().mean((1, 2, 3)) * _min_snr(alphas[steps])).mean()
 
     Loop(unet, work / "unet.safetensors", COURSE).run(loss_of)
@@ -78,9 +82,14 @@ def _min_snr(alpha: Tensor, gamma: float = 5.0) -> Tensor:
 
 
 @torch.no_grad()
-def _encode(towers: Towers, captions: tuple[Caption, ...]) -> tuple[Tensor, Tensor]:
-    """Context [N, 77, C] and pooled [N, P] of all captions."""
-    prompts = [caption.prompt for caption in captions]
+def _encode(towers: Towers, captions: tuple[Caption, ...], seed: int) -> tuple[Tensor, Tensor]:
+    """Context [N * wordings, 77, C] and pooled [N * wordings, P] of all captions."""
+    rng, fillers = np.random.default_rng(seed), fillers_of(towers.pair)
+    prompts = [
+        disturbed(caption.prompt, fillers, rng) if wording else caption.prompt
+        for caption in captions
+        for wording in range(_WORDINGS)
+    ]
     parts = [towers(prompts[start : start + 64]) for start in range(0, len(prompts), 64)]
     context, pooled = (torch.cat(column) for column in zip(*parts, strict=True))
     return context, pooled
