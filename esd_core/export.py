@@ -20,7 +20,6 @@ from .formats.lora import ALPHA, DOWN, UP, low_rank, write_lora
 from .formats.unet import CONFIG, write_unet
 
 ERASURE, LORA, UNET, DIFFUSERS, OFFICIAL = "erasure", "lora", "unet", "diffusers", "official"
-FORMS = (UNET, DIFFUSERS, OFFICIAL, LORA, ERASURE)
 
 
 @dataclass(frozen=True)
@@ -43,20 +42,22 @@ class Options:
 
 
 def export(form: str, path: Path, erasure: Erasure, base: Base, options: Options) -> str:
-    """Writes base and change, or the change alone, in a form of FORMS; what is to be told of it.
+    """Writes base and change, or the change alone, in a form named above; what is to be told.
 
     Raises:
         FileError: the erasure does not fit the base, or `path` cannot be written.
     """
     delta = erasure.delta(base.weights, options.strength)
     metadata = _provenance(erasure, options.strength)
+    if form != LORA:  # it calls the file a LoRA
+        metadata = {key: text for key, text in metadata.items() if not key.startswith("modelspec.")}
     dtype, force = SAVE_DTYPES[options.dtype], options.force
     if form == ERASURE:
         write_erasure(path, _scaled(erasure, options.strength, dtype), force)
     elif form == LORA:
         lora = low_rank(delta, options.rank, options.energy)
         write_lora(path, lora, base.architecture, metadata, dtype, force)
-        return f"rank {lora.rank} keeps {lora.kept_in_all:.1%} of the change's norm"
+        return str(lora)
     elif form == UNET:
         metadata[CONFIG] = json.dumps(plain_config(base.config), sort_keys=True)
         write_unet(path, base.weights, delta, dtype, metadata, base.marks, force)

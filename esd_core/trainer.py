@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
-from transformers.optimization import Adafactor
+from torch import Tensor
 
 from .bank import Bank, Samples
-from .config import TrainingConfig
 from .denoiser import Denoiser
 from .erasure import fingerprint
-from .errors import ConfigError, ESDError
+from .errors import ESDError
 from .memory import Plan, exhausted, ran_out
 from .objective import regression_loss
+from .optimizer import make_optimizer
 from .probes import ProbeReport, Probes
 from .state import TrainingState, optimizer_tensors, restore_optimizer, write_state
 from .student import Student
@@ -89,7 +88,7 @@ class Trainer:
         self.part = training.batch_size
         if plan:
             self.checkpointing, self.part, bank.together = plan.checkpointing, plan.part, plan.rows
-        self.optimizer = _optimizer(training, student)
+        self.optimizer = make_optimizer(training, list(student.masters.values()))
         scaled = denoiser.compute_dtype == torch.float16
         self.scaler = torch.amp.GradScaler(denoiser.device.type, enabled=scaled)
         seed = self.config.seed
@@ -327,32 +326,3 @@ class Trainer:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _optimizer(training: TrainingConfig, student: Student) -> torch.optim.Optimizer:
-    masters = list(student.masters.values())
-    rate, decay = training.learning_rate, training.weight_decay
-    if training.optimizer == "adafactor":
-        return Adafactor(
-            masters, lr=rate, weight_decay=decay, scale_parameter=False, relative_step=False
-        )
-    if training.optimizer == "adamw8bit":
-        return _eight_bit(masters, rate, decay)
-    # Fused: no copies of all masters in between, as the default on an accelerator makes.
-    return torch.optim.AdamW(masters, lr=rate, weight_decay=decay, fused=_fuses(masters[0].device))
-
-
-def _fuses(device: torch.device) -> bool:
-    return device.type in ("cuda", "cpu")
-
-
-def _eight_bit(masters: list[nn.Parameter], rate: float, decay: float) -> torch.optim.Optimizer:
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError as error:
-        raise ConfigError(
-            "training.optimizer adamw8bit needs the package bitsandbytes: install it, or take "
-            "adafactor"
-        ) from error
-    optimizer: torch.optim.Optimizer = AdamW8bit(masters, lr=rate, weight_decay=decay)
-    return optimizer

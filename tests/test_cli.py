@@ -374,7 +374,7 @@ def test_an_inspection_of_another_program_s_file_tells_what_it_is_and_how_much_i
     """The official code's: absolute weights, of which a base is needed to tell the change."""
     out = tmp_path / "anything.bin"
     words = ("--to", "official", "--dtype", "fp32", "--out", out)
-    assert esd("export", file, *POCKET, *words) == 0
+    assert esd("export", file, *POCKET[:2], *words) == 0
     capsys.readouterr()
     assert esd("inspect", out, "--json") == 0
     alone = json.loads(capsys.readouterr().out)
@@ -392,7 +392,7 @@ def test_an_inspection_of_another_program_s_file_tells_what_it_is_and_how_much_i
 
 
 def test_an_official_export_into_a_folder_has_the_official_name(file: Path, tmp_path: Path) -> None:
-    assert esd("export", file, *POCKET, "--to", "official", "--out", tmp_path) == 0
+    assert esd("export", file, *POCKET[:2], "--to", "official", "--out", tmp_path) == 0
     assert (tmp_path / "esd-Van_Gogh-from-Van_Gogh-esdx.safetensors").is_file()
 
 
@@ -410,7 +410,7 @@ def test_an_export_as_a_unet_is_the_sum(
 ) -> None:
     out = tmp_path / "unet.safetensors"
     words = ("--to", "unet", "--dtype", "fp32", "--strength", "0.5")
-    assert esd("export", file, *POCKET, *words, "--out", out) == 0
+    assert esd("export", file, *POCKET[:2], *words, "--out", out) == 0
     sums, written = expected(pocket, file, 0.5), dict(iterate_unet(out))
     assert written.keys() == sums.keys()
     assert all(torch.allclose(written[name], sums[name]) for name in sums)
@@ -422,7 +422,7 @@ def test_an_export_for_diffusers_loads_there(
     file: Path, pocket: DiffusersDenoiser, tmp_path: Path
 ) -> None:
     out, words = tmp_path / "unet", ("--to", "diffusers", "--dtype", "fp32")
-    assert esd("export", file, *POCKET, *words, "--out", out) == 0
+    assert esd("export", file, *POCKET[:2], *words, "--out", out) == 0
     unet = UNet2DConditionModel.from_pretrained(out, torch_dtype=torch.float32)
     loaded, mine = unet.state_dict(), pocket.unet.state_dict()
     moved = {name for name in mine if not torch.allclose(loaded[name], mine[name], atol=1e-4)}
@@ -431,7 +431,7 @@ def test_an_export_for_diffusers_loads_there(
 
 def test_an_official_export_holds_the_erased_layers_alone(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "esd-van-gogh.safetensors"
-    assert esd("export", file, *POCKET, "--to", "official", "--out", out) == 0
+    assert esd("export", file, *POCKET[:2], "--to", "official", "--out", out) == 0
     names = read_header(out).tensors
     assert len(names) == len(read_erasure(file).change())
     assert all(".attn2." in name and not name.startswith("diffusion_model") for name in names)
@@ -442,7 +442,7 @@ def test_a_lora_export_keeps_what_it_says(
     words: tuple[str, ...], file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "lora.safetensors"
-    assert esd("export", file, *POCKET, "--to", "lora", *words, "--out", out) == 0
+    assert esd("export", file, *POCKET[:2], "--to", "lora", *words, "--out", out) == 0
     ranks = {
         len(tensor)
         for name, tensor in load_file(out).items()

@@ -50,7 +50,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=Path,
         help="An erasure, a LoRA, or weights of an erased UNet: a file or a diffusers folder.",
     )
-    models.add_arguments(parser)
+    models.add_model(parser)
     parser.add_argument(
         "--to", metavar="|".join(FORMS), required=True, type=reader(TO), help=FORMS_HELP
     )

@@ -24,12 +24,17 @@ _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
 def add_arguments(parser: ArgumentParser) -> None:
     """--model and --device."""
-    parser.add_argument("--model", metavar="MODEL", required=True, help=f"The base model: {FORMS}.")
+    add_model(parser)
     parser.add_argument(
         "--device",
         metavar="NAME",
         help="Where to compute: cuda, cuda:1, mps, cpu (default: the first accelerator there is).",
     )
+
+
+def add_model(parser: ArgumentParser) -> None:
+    """--model."""
+    parser.add_argument("--model", metavar="MODEL", required=True, help=f"The base model: {FORMS}.")
 
 
 def check_model(model: str) -> None:

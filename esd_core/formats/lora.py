@@ -43,6 +43,9 @@ class LowRank:
         """The largest."""
         return max((len(down) for _, down in self.factors.values()), default=0)
 
+    def __str__(self) -> str:
+        return f"rank {self.rank} keeps {self.kept_in_all:.1%} of the change's norm"
+
 
 def low_rank(
     change: Mapping[str, Tensor], rank: int | None = None, energy: float | None = None
