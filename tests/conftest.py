@@ -9,6 +9,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 import esd_core.pocket
+from esd_core import probes
 from esd_core.config import ErasureConfig
 from esd_core.denoiser import Conditioning, Schedule
 from esd_core.diffusers_denoiser import DiffusersDenoiser
@@ -80,6 +81,15 @@ def settings():
     """A small config, with settings laid over it: settings({"training.steps": 3})."""
     small = ErasureConfig.from_mapping(SMALL)
     return lambda overrides=None: small.override(overrides or {})
+
+
+@pytest.fixture(scope="module")
+def short_probes():
+    """A few evaluations instead of hundreds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probes, "STEPS", 2)
+        patch.setattr(probes, "UNRELATED", ("a photo of a dog",))
+        yield
 
 
 class Recorder:

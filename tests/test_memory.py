@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from esd_core import memory
-from esd_core import probes as probes_module
 from esd_core.bank import Bank
 from esd_core.cli import main
 from esd_core.config import TrainingConfig
@@ -35,13 +34,7 @@ class Small(DiffusersDenoiser):
         return self.free
 
 
-@pytest.fixture(autouse=True, scope="module")
-def short_probes():
-    """A few evaluations instead of hundreds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probes_module, "STEPS", 2)
-        patch.setattr(probes_module, "UNRELATED", ("a photo of a dog",))
-        yield
+pytestmark = pytest.mark.usefixtures("short_probes")
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-from esd_core import probes as probes_module
 from esd_core.bank import Bank
 from esd_core.erase import erase, make_student
 from esd_core.erasure import make_erasure, write_erasure
@@ -18,13 +17,7 @@ from esd_core.trainer import Trainer
 RATE = 1e-3
 
 
-@pytest.fixture(autouse=True, scope="module")
-def short_probes():
-    """A few evaluations instead of hundreds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probes_module, "STEPS", 2)
-        patch.setattr(probes_module, "UNRELATED", ("a photo of a dog",))
-        yield
+pytestmark = pytest.mark.usefixtures("short_probes")
 
 
 def trainer_of(denoiser, config, state_file=None):

@@ -233,6 +233,14 @@ def in_host(script: str, *arguments: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
+def answer_in_host(script: str, folder: Path, question: Any) -> Any:
+    """What a script of this folder answers there; both are JSON, in files of `folder`."""
+    asked, answer = folder / "asked.json", folder / "answer.json"
+    asked.write_text(json.dumps(question))
+    in_host(script, asked, answer)
+    return json.loads(answer.read_text())
+
+
 def _wait(server: Server, process: subprocess.Popen[bytes]) -> None:
     for _ in range(START_SECONDS * 2):
         if process.poll() is not None:

@@ -113,3 +113,24 @@ def _path(server: Server, image: dict[str, str]) -> Path:
 def files(server: Server, pattern: str) -> list[Path]:
     """Files in the output folder, in order."""
     return sorted((server.base / "output").glob(pattern))
+
+
+def drawn_with(server: Server, loader: str, **inputs: Any) -> tuple[np.ndarray, Run, str]:
+    """A picture of pocket behind a node that lays a file over it; the run, and that node."""
+    graph = Graph(server)
+    model, clip, vae = graph.pocket()
+    node = graph.add(loader, model=model, **inputs)
+    saved = graph.picture([node, 0], clip, vae)
+    run = graph.run()
+    assert run.ending == "execution_success", run.error
+    return pictures(server, run, saved)[0], run, node
+
+
+def small_erasure(server: Server) -> Path:
+    """The file of a small erasure of pocket's, which is made once."""
+    if not files(server, "loras/esd/small*"):
+        graph = Graph(server)
+        model, clip, _ = graph.pocket()
+        graph.train(model, clip, {}, filename_prefix="esd/small")
+        assert graph.run().ending == "execution_success"
+    return files(server, "loras/esd/small*")[0]

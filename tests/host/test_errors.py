@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from comfy_server import Refused
-from graphs import Graph, files
+from graphs import Graph, files, small_erasure
 from safetensors.torch import load_file, save_file
 
 from esd_core.diffusers_denoiser import load_denoiser
@@ -79,21 +79,11 @@ def write_clip_l(server):
     return path.name
 
 
-def erasure_file(server):
-    """A small erasure of pocket's."""
-    if not files(server, "loras/esd/for-errors*"):
-        graph = Graph(server)
-        model, clip, _ = graph.pocket()
-        graph.train(model, clip, {}, filename_prefix="esd/for-errors")
-        assert graph.run().ending == "execution_success"
-    return files(server, "loras/esd/for-errors*")[0]
-
-
 def changed_file(server, name, change, **metadata):
     """That file with other tensors or metadata, under another name."""
     from esd_core.formats.header import read_header
 
-    source = erasure_file(server)
+    source = small_erasure(server)
     tensors = change(load_file(source))
     path = server.base / "models" / "loras" / f"{name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +123,7 @@ def test_a_file_with_no_place_in_the_model_is_refused(server):
 def test_a_damaged_file_is_refused(server):
     path = server.base / "models" / "loras" / "cut.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(erasure_file(server).read_bytes()[:-100])
+    path.write_bytes(small_erasure(server).read_bytes()[:-100])
     assert "cut short" in failure(loading(server, path.name))
 
 
@@ -164,7 +154,7 @@ def test_an_official_file_is_read(server):
     from esd_core.formats.diffusers import write_official
 
     pocket = load_denoiser("pocket", "fp32", "cpu")
-    source = erasure_file(server)
+    source = small_erasure(server)
     erasure = read_erasure(source)
     changed = merged(pocket, [(erasure, 1.0)])
     delta = {name: value - pocket.parameters()[name] for name, value in changed.items()}

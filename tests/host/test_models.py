@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
-from comfy_server import in_host
+from comfy_server import answer_in_host
 from graphs import Graph
 from safetensors.torch import save_file
 from test_keys import CONFIGS
@@ -23,11 +21,8 @@ FULL_SIZE = ("sdxl", "sd1", "sd2", "refiner")
 @pytest.fixture(scope="module")
 def trees(tmp_path_factory):
     """What the nodes make of full-size UNets in ComfyUI's own modules."""
-    folder = tmp_path_factory.mktemp("trees")
-    configs, answer = folder / "configs.json", folder / "answer.json"
-    configs.write_text(json.dumps({name: CONFIGS[name] for name in FULL_SIZE}))
-    in_host("trees.py", configs, answer)
-    return json.loads(answer.read_text())
+    configs = {name: CONFIGS[name] for name in FULL_SIZE}
+    return answer_in_host("trees.py", tmp_path_factory.mktemp("trees"), configs)
 
 
 @pytest.mark.parametrize("name", [name for name in FULL_SIZE if name != "refiner"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -10,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from comfy_server import in_host
+from comfy_server import answer_in_host
 from diffusers import UNet2DConditionModel
-from graphs import Graph, files, pictures
+from graphs import Graph, drawn_with, files, pictures
 from safetensors.torch import load_file
 from test_keys import CONFIGS
 
@@ -108,17 +107,6 @@ def test_the_diffusers_folder_loads_and_predicts_the_same(server, saved):
     assert torch.allclose(came, expected, rtol=1e-4, atol=1e-5)
 
 
-def drawn_with(server, loader, **inputs):
-    """A picture of pocket behind a node that loads a LoRA or an erasure; and the run."""
-    graph = Graph(server)
-    model, clip, vae = graph.pocket()
-    node = graph.add(loader, model=model, **inputs)
-    picture = graph.picture([node, 0], clip, vae)
-    run = graph.run()
-    assert run.ending == "execution_success", run.error
-    return pictures(server, run, picture)[0], run, node
-
-
 @pytest.mark.parametrize("strength", [1.0, -0.4])
 @pytest.mark.parametrize("name", ["pocket", "lora"])
 def test_the_stock_loader_draws_the_same_as_ours(server, saved, name, strength):
@@ -178,11 +166,8 @@ FULL_SIZE = ("sd1", "sd2", "sdxl", "ssd-1b", "vega", "refiner")
 @pytest.fixture(scope="module")
 def host_names(tmp_path_factory):
     """ComfyUI's own map, by model."""
-    folder = tmp_path_factory.mktemp("names")
-    configs, answer = folder / "configs.json", folder / "answer.json"
-    configs.write_text(json.dumps({name: CONFIGS[name] for name in FULL_SIZE}))
-    in_host("names.py", configs, answer)
-    return json.loads(answer.read_text())
+    configs = {name: CONFIGS[name] for name in FULL_SIZE}
+    return answer_in_host("names.py", tmp_path_factory.mktemp("names"), configs)
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)

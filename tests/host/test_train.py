@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from graphs import AGAIN, PROMPT, Graph, files, pictures
+from graphs import AGAIN, PROMPT, Graph, drawn_with, files, pictures
 from PIL import Image
 
 from esd_core.erasure import read_erasure
@@ -38,17 +38,6 @@ def erased_picture(server, trained):
     return pictures(server, run, nodes["erased"])[0]
 
 
-def loaded_by(server, loader, **inputs):
-    """A picture of pocket with a file laid over it by that node."""
-    graph = Graph(server)
-    model, clip, vae = graph.pocket()
-    node = graph.add(loader, model=model, **inputs)
-    saved = graph.picture([node, 0], clip, vae)
-    run = graph.run()
-    assert run.ending == "execution_success", run.error
-    return pictures(server, run, saved)[0]
-
-
 def test_it_tells_where_the_file_is_and_what_is_left(server, trained):
     run, nodes = trained
     report = run.text(nodes["train"])
@@ -77,16 +66,16 @@ def test_the_picture_changes(server, trained, erased_picture):
 
 def test_the_file_gives_the_same_picture_by_stock_and_own_loader(server, trained, erased_picture):
     name = "esd/end-to-end_00001_.safetensors"
-    stock = loaded_by(server, "LoraLoaderModelOnly", lora_name=name, strength_model=1.0)
-    own = loaded_by(server, "ESDLoadErased", file=name, strength=1.0)
+    stock = drawn_with(server, "LoraLoaderModelOnly", lora_name=name, strength_model=1.0)[0]
+    own = drawn_with(server, "ESDLoadErased", file=name, strength=1.0)[0]
     assert np.array_equal(stock, own)
     assert np.array_equal(stock, erased_picture)
 
 
 def test_strengths_of_the_stock_and_the_own_loader_are_the_same(server, trained, erased_picture):
     name = "esd/end-to-end_00001_.safetensors"
-    stock = loaded_by(server, "LoraLoaderModelOnly", lora_name=name, strength_model=0.5)
-    own = loaded_by(server, "ESDLoadErased", file=name, strength=0.5)
+    stock = drawn_with(server, "LoraLoaderModelOnly", lora_name=name, strength_model=0.5)[0]
+    own = drawn_with(server, "ESDLoadErased", file=name, strength=0.5)[0]
     assert np.array_equal(stock, own)
     assert not np.array_equal(stock, erased_picture)
 
@@ -196,9 +185,14 @@ def test_cancel_keeps_the_state_and_resume_ends_with_the_same_bits(server):
 def test_pictures_are_the_same_after_a_cancel(server, trained):
     run = cancelled(server, "esd/cancelled-again", steps=500)
     assert run.ending == "execution_interrupted"
+    assert_as_before(server, trained, 2)
+
+
+def assert_as_before(server, trained, again):
+    """pocket, sampled anew, draws what it drew before any training; states are cleared away."""
     graph = Graph(server)
     model, clip, vae = graph.pocket()
-    saved = graph.picture(model, clip, vae, PROMPT + 2 * AGAIN)
+    saved = graph.picture(model, clip, vae, PROMPT + again * AGAIN)
     after = graph.run()
     assert graph.samplers[saved] in after.executed()
     original = pictures(server, trained[0], trained[1]["before"])[0]
@@ -250,15 +244,7 @@ def test_a_run_that_fails_leaves_the_model_as_it_was(server, trained):
     graph.train(model, clip, options, learning_rate=1e-2, filename_prefix="esd/failing")
     run = graph.run()
     assert "the first probe already lies beyond training.max_drift" in run.error
-    graph = Graph(server)
-    model, clip, vae = graph.pocket()
-    saved = graph.picture(model, clip, vae, PROMPT + 3 * AGAIN)
-    after = graph.run()
-    assert graph.samplers[saved] in after.executed()
-    original = pictures(server, trained[0], trained[1]["before"])[0]
-    assert np.array_equal(pictures(server, after, saved)[0], original)
-    for state in files(server, "esd_training/*"):
-        state.unlink()
+    assert_as_before(server, trained, 3)
 
 
 def test_two_trainings_can_wait_for_each_other_in_the_queue(server):
@@ -341,7 +327,7 @@ def test_a_low_rank_training_loads_with_the_stock_loader(server):
     run = graph.run()
     assert run.ending == "execution_success", run.error
     name = "esd/rank_00001_.safetensors"
-    stock = loaded_by(server, "LoraLoaderModelOnly", lora_name=name, strength_model=1.0)
+    stock = drawn_with(server, "LoraLoaderModelOnly", lora_name=name, strength_model=1.0)[0]
     assert np.array_equal(stock, pictures(server, run, saved)[0])
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from comfy_cli.workflow_to_api import convert_ui_to_api
 from comfy_server import PACK, PACK_NAME, Refused, in_host
-from graphs import Graph, files, pictures
+from graphs import files, pictures, small_erasure
 from PIL import Image
 
 from esd_core.erasure import read_erasure
@@ -125,18 +125,8 @@ def test_a_workflow_runs_with_pocket_in_the_place_of_its_checkpoint(server, name
         if node["class_type"] == "CheckpointLoaderSimple":
             node |= {"class_type": "ESDLoadPocket", "inputs": {}}
         if node["class_type"] == "ESDLoadErased":
-            node["inputs"]["file"] = erasure_of_pocket(server)
+            node["inputs"]["file"] = f"esd/{small_erasure(server).name}"
     ran(server, prompt)
-
-
-def erasure_of_pocket(server):
-    """The name of a file for loaders."""
-    if not files(server, "loras/esd/for-workflows*"):
-        graph = Graph(server)
-        model, clip, _ = graph.pocket()
-        graph.train(model, clip, {}, filename_prefix="esd/for-workflows")
-        assert graph.run().ending == "execution_success"
-    return "esd/for-workflows_00001_.safetensors"
 
 
 @pytest.mark.slow
