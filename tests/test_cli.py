@@ -27,8 +27,8 @@ from esd_core.config import ErasureConfig
 from esd_core.diffusers_denoiser import DiffusersDenoiser, load_denoiser
 from esd_core.erasure import read_erasure
 from esd_core.errors import ConfigError
+from esd_core.formats.base import open_base
 from esd_core.formats.header import read_header
-from esd_core.formats.unet import iterate_unet
 from esd_core.pocket.judge import ORACLE
 from esd_core.presets import load_settings
 
@@ -411,7 +411,7 @@ def test_an_export_as_a_unet_is_the_sum(
     out = tmp_path / "unet.safetensors"
     words = ("--to", "unet", "--dtype", "fp32", "--strength", "0.5")
     assert esd("export", file, *POCKET[:2], *words, "--out", out) == 0
-    sums, written = expected(pocket, file, 0.5), dict(iterate_unet(out))
+    sums, written = expected(pocket, file, 0.5), dict(open_base(out).weights)
     assert written.keys() == sums.keys()
     assert all(torch.allclose(written[name], sums[name]) for name in sums)
     metadata = read_header(out).metadata

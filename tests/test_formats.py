@@ -15,17 +15,18 @@ from diffusers import UNet2DConditionModel
 from test_keys import CONFIGS
 
 from esd_core.errors import FileError
-from esd_core.formats.base import Base
+from esd_core.formats.base import Base, open_base
 from esd_core.formats.diffusers import write_official, write_unet_folder
 from esd_core.formats.header import MAX_HEADER, Spec, read_header
 from esd_core.formats.keys import diffusers_to_canonical
 from esd_core.formats.safetensors_file import (
+    file_tensors,
     iterate_tensors,
     read_tensor,
     stream_safetensors,
     write_safetensors,
 )
-from esd_core.formats.unet import PREFIX, iterate_unet, write_unet
+from esd_core.formats.unet import PREFIX, unet_names, write_unet
 from esd_core.selection import select
 from esd_core.source import open_source
 
@@ -331,6 +332,10 @@ def delta(base):
     }
 
 
+def unet_of(path):
+    return unet_names(file_tensors(read_header(path))).items()
+
+
 def erased(base, delta, dtype=torch.float32):
     return {
         name: (tensor + delta[name] if name in delta else tensor).to(dtype)
@@ -344,7 +349,7 @@ def test_the_full_unet_is_base_plus_delta(tmp_path, base, delta, dtype):
     write_unet(path, base, delta, dtype, {"modelspec.title": "erased"})
     raw = safetensors.torch.load_file(path)
     assert all(name.startswith(PREFIX) for name in raw)
-    assert_same_tensors(iterate_unet(path), erased(base, delta, dtype))
+    assert_same_tensors(unet_of(path), erased(base, delta, dtype))
     assert read_header(path).metadata == {"modelspec.title": "erased"}
 
 
@@ -353,7 +358,7 @@ def test_a_half_precision_base_is_summed_in_float32(tmp_path, base, delta):
     half = {name: tensor.half() for name, tensor in base.items()}
     write_unet(path, half, delta, torch.float32)
     in_full = {name: tensor.float() for name, tensor in half.items()}
-    assert_same_tensors(iterate_unet(path), erased(in_full, delta))
+    assert_same_tensors(unet_of(path), erased(in_full, delta))
 
 
 def test_prediction_marks_are_kept_for_both_loaders(tmp_path, base, delta):
@@ -362,12 +367,12 @@ def test_prediction_marks_are_kept_for_both_loaders(tmp_path, base, delta):
     raw = safetensors.torch.load_file(path)
     for mark in ("v_pred", "ztsnr"):
         assert raw[mark].shape == raw[PREFIX + mark].shape == (0,)
-    assert_same_tensors(iterate_unet(path), erased(base, delta, torch.float16))
+    assert_same_tensors(unet_of(path), erased(base, delta, torch.float16))
 
 
 def test_a_file_without_a_unet_is_refused(written):
     with pytest.raises(FileError, match="no UNet"):
-        list(iterate_unet(written))
+        open_base(written)
 
 
 @pytest.mark.parametrize(

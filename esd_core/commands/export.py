@@ -11,7 +11,7 @@ from ..settings import Bounds, Field
 from . import erased, models, outputs
 from .flags import add_fields, reader, value
 
-FORMS = ("unet", "diffusers", "official", "lora", "erasure")
+FORMS = ("unet", "diffusers", "official", "lora", "erasure")  # as in ..export, too heavy to import
 FORMS_HELP = (
     "unet: a whole UNet as one file, for ComfyUI's UNETLoader. diffusers: a folder for "
     "UNet2DConditionModel.from_pretrained. official: the erased weights alone, as the official "

@@ -4,15 +4,15 @@ The layout is that of ComfyUI's ModelSave: canonical names behind `model.diffusi
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ..errors import FileError
-from .header import Spec, read_header
+from .header import Spec
 from .lazy import LazyTensors, renamed, spec_of
-from .safetensors_file import file_tensors, stream_safetensors
+from .safetensors_file import stream_safetensors
 
 PREFIX = "model.diffusion_model."
 MARKS = ("v_pred", "ztsnr")
@@ -65,17 +65,6 @@ def unet_names(tensors: Mapping[str, Tensor]) -> LazyTensors:
         if names:
             return renamed(tensors, names)
     return renamed(tensors, {})
-
-
-def iterate_unet(path: str | os.PathLike[str]) -> Iterator[tuple[str, Tensor]]:
-    """Canonical name and tensor, one at a time; what else a checkpoint holds is passed over.
-
-    Raises FileError for a damaged file, and if nothing in it is a UNet's.
-    """
-    found = unet_names(file_tensors(read_header(path)))
-    if not found:
-        raise FileError(f"{path} holds no UNet: no tensor's name starts with {PREFIX}.")
-    yield from found.items()
 
 
 def check_fits(delta: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:

@@ -175,11 +175,6 @@ def shown(readings: Sequence[Reading], name: str) -> dict[str, float]:
     return {other: count / seen.total() for other, count in seen.most_common()}
 
 
-def anchor_shown(readings: Sequence[Reading], name: str, anchor: str) -> float:
-    """How often prompts that name `name` show `anchor` instead."""
-    return shown(readings, name).get(anchor, 0.0)
-
-
 def named(concepts: Sequence[str]) -> frozenset[str]:
     """The judged names that stand in the concepts' texts, as words: "a VAN GOGH painting"."""
     text = "\n".join(concepts).lower()

@@ -16,8 +16,8 @@ def headless(folder: Path, sizes: dict[str, Any]) -> dict[str, Any]:
     """Trains, writes the erasure and every export, reads the erasure and predicts with it."""
     from esd_core.erase import erase
     from esd_core.erasure import applied, read_erasure, write_erasure
-    from esd_core.formats.diffusers import write_official, write_unet_folder
-    from esd_core.formats.unet import write_unet
+    from esd_core.export import DIFFUSERS, ERASURE, LORA, OFFICIAL, UNET, Options, export
+    from esd_core.formats.base import Base
 
     dtype, short = torch.bfloat16, {"trajectory.steps": 2, "trajectory.count": 2}
     switch = {"training.steps": 3, "training.gradient_checkpointing": "on"}
@@ -26,12 +26,10 @@ def headless(folder: Path, sizes: dict[str, Any]) -> dict[str, Any]:
     file = folder / "erasure.safetensors"
     write_erasure(file, result.erasure, force=True)
     erasure = read_erasure(file)
-    base = denoiser.parameters()
-    delta = {name: change.to(dtype) for name, change in erasure.change().items()}
-    config, marks = denoiser.unet.config, {"format": "pt"}
-    write_unet(folder / "unet.safetensors", base, delta, torch.float16, marks, [], True)
-    write_unet_folder(folder / "unet", config, base, delta, torch.float16, True)
-    write_official(folder / "official.safetensors", config, base, delta, torch.float16, True)
+    base = Base(denoiser.architecture, denoiser.unet.config, denoiser.parameters())
+    for form in (ERASURE, LORA, UNET, DIFFUSERS, OFFICIAL):
+        path = folder / (form if form == DIFFUSERS else f"as-{form}.safetensors")
+        export(form, path, erasure, base, Options(rank=16, force=True))
     rows = denoiser.encode(["Van Gogh"], 256, 256)
     x, sigma = torch.ones(1, 4, 32, 32), torch.ones(1)
     with torch.no_grad():
