@@ -31,7 +31,7 @@ from .formats.header import Header, Spec, read_header
 from .formats.keys import DIFFUSERS_PARTS, diffusers_to_canonical
 from .formats.lazy import LazyTensors, renamed, spec_of
 from .formats.lora import UP
-from .formats.safetensors_file import file_tensors
+from .formats.safetensors_file import file_tensors, mapped_tensors
 from .formats.structure import architecture_of, title
 from .formats.unet import MARKS, unet_names
 from .metadata import FORMAT
@@ -146,10 +146,11 @@ def _rounded(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor.detach().to("cpu", like.dtype)
 
 
-def open_source(path: Path, keep: bool = False) -> Source:
+def open_source(path: Path, mapped: bool = False) -> Source:
     """Recognises a file or folder and checks it as far as that goes without a base.
 
-    keep: hold what is read of a file of changes, for a caller that will need all of it.
+    mapped: leave a file of changes where it is, for a caller that keeps all of its tensors; it must
+        not be written into while they live.
 
     Raises:
         FileError: it is missing, damaged, holds numbers that are none, or nothing of a UNet.
@@ -158,12 +159,12 @@ def open_source(path: Path, keep: bool = False) -> Source:
         inner = path / "unet" if (path / "unet").is_dir() else path
         return Source(path, DIFFUSERS, read_unet_folder(inner)[1], {})
     header = read_header(path)
-    return _of_changes(header, keep) or _of_weights(header)
+    return _of_changes(header, mapped) or _of_weights(header)
 
 
-def _of_changes(header: Header, keep: bool) -> Source | None:
+def _of_changes(header: Header, mapped: bool) -> Source | None:
     """A file of changes; None if it holds something else."""
-    tensors = file_tensors(header, keep)
+    tensors = mapped_tensors(header) if mapped else file_tensors(header)
     if foreign_part(tensors):
         return Source(header.path, FOREIGN, tensors, header.metadata)
     parts = {name: part_of(name) for name in tensors if not is_of_text(name)}

@@ -5,7 +5,7 @@ The writer is our own because it has to stream, and to give the same bytes for t
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
-from functools import cache, partial
+from functools import partial
 from io import FileIO
 from typing import BinaryIO
 
@@ -54,11 +54,35 @@ def _read_into(file: FileIO, buffer: memoryview) -> int:
     return filled
 
 
-def file_tensors(header: Header, keep: bool = False) -> LazyTensors:
-    """All tensors of a file, each read when it is asked for; with `keep`, but once."""
-    specs = {name: Spec(entry.dtype, entry.shape) for name, entry in header.tensors.items()}
-    read = partial(read_tensor, header)
-    return LazyTensors(specs, cache(read) if keep else read)
+def file_tensors(header: Header) -> LazyTensors:
+    """All tensors of a file, each read when it is asked for."""
+    return LazyTensors(_specs(header), partial(read_tensor, header))
+
+
+def mapped_tensors(header: Header) -> LazyTensors:
+    """All tensors of a file as they lie in it, as stock loaders have them: nothing is copied.
+
+    Nobody may write into the file while they live.
+    """
+    size = header.data_start + max((entry.end for entry in header.tensors.values()), default=0)
+    try:
+        # Private: who writes into a tensor does not write into the file.
+        file = torch.from_file(str(header.path), shared=False, size=size, dtype=torch.uint8)
+    except RuntimeError as error:
+        raise FileError(f"{header.path} cannot be read: {error}.") from error
+
+    def part(name: str) -> Tensor:
+        entry = header.tensors[name]
+        bytes_ = file[header.data_start + entry.start : header.data_start + entry.end]
+        if bytes_.storage_offset() % entry.dtype.itemsize:  # nothing makes a file align them
+            bytes_ = bytes_.clone()
+        return bytes_.view(entry.dtype).reshape(entry.shape)
+
+    return LazyTensors(_specs(header), part)
+
+
+def _specs(header: Header) -> dict[str, Spec]:
+    return {name: Spec(entry.dtype, entry.shape) for name, entry in header.tensors.items()}
 
 
 def write_safetensors(

@@ -29,7 +29,7 @@ def load(
     Raises:
         FileError: the file is damaged, holds no weights for this MODEL, or is for another kind.
     """
-    source = open_source(path, keep=True)
+    source = open_source(path, mapped=True)
     if source.kind == FOREIGN:
         return patched(model, source.tensors, strength), ""
     base = base_of(model)
