@@ -116,6 +116,8 @@ def test_the_command_prints_and_writes_a_result(tmp_path, capsys):
     assert told["name"] == "samples" and len(told["pairs"]) == 1
     assert told["ratio"] == told["ours"][0] / told["other"][0]
     assert told["ours"] == [3.0] and told["also"][0]["ours"] == [1.5]
+    assert main(["bench", "samples", "--pairs", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == told
 
 
 def test_an_installation_without_benchmarks_says_where_they_are(tmp_path, monkeypatch, capsys):

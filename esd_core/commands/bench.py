@@ -42,7 +42,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--all", action="store_true", help="Run them all, one by one, and print a table."
     )
-    parser.add_argument("--json", metavar="FILE", type=Path, help="Where to write the result.")
+    parser.add_argument(
+        "--json",
+        metavar="FILE",
+        nargs="?",
+        type=Path,
+        help="JSON is what one benchmark prints; where to write it too.",
+    )
     outputs.add_force(parser)
     add_fields(parser, "runs", [PAIRS])
     add_fields(parser, "pictures, of erase", [evaluate.PER_PAIR])
