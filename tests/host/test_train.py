@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import urllib.error
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,32 @@ def test_it_shows_every_step_and_draws_previews(trained):
     drawn = [Image.open(io.BytesIO(data)) for data in run.previews if data[:2] == b"\xff\xd8"]
     assert len(drawn) >= 10
     assert all(np.asarray(picture).std() > 1 for picture in drawn)
+
+
+def preview(server, name):
+    """What the server shows for a file in the folders for LoRAs."""
+    listed = server.get("/experiment/models/loras")
+    (index,) = [entry["pathIndex"] for entry in listed if entry["name"] == name]
+    path = f"/experiment/models/preview/loras/{index}/{name}"
+    return Image.open(io.BytesIO(server.bytes(path)))
+
+
+def test_the_server_shows_the_last_preview_for_the_file(server, trained):
+    """It sends the cover as a WebP, a picture of a picture."""
+    run, _ = trained
+    last = [data for data in run.previews if data[:2] == b"\xff\xd8"]
+    shown = preview(server, "esd/end-to-end_00001_.safetensors")
+    assert shown.format == "WEBP" and shown.size == (8, 8)
+    assert np.asarray(shown.convert("RGB")).std() > 1
+
+
+def test_without_previews_there_is_nothing_to_show(server):
+    graph = Graph(server)
+    model, clip, _ = graph.pocket()
+    graph.train(model, clip, {}, filename_prefix="esd/unseen")
+    assert graph.run().ending == "execution_success"
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        preview(server, "esd/unseen_00001_.safetensors")
 
 
 def test_the_picture_changes(server, trained, erased_picture):
