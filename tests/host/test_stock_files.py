@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from graphs import Graph, drawn_with, files
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from esd_core.erasure import read_erasure
 from esd_core.formats.base import open_base
@@ -118,3 +118,40 @@ def test_saved_weights_draw_as_the_erasure_that_is_in_them(saved, server, name):
     expected, _, _ = drawn_with(server, "ESDLoadErased", file=native, strength=1.0)
     ours, _, _ = drawn_with(server, "ESDLoadErased", file=f"stock/{saved[name].name}", strength=1.0)
     assert np.array_equal(ours, expected)
+
+
+def adapters(weight):
+    """A small change of a matrix, by kind of adapter: its parts, as LyCORIS names them."""
+    generator = torch.Generator().manual_seed(7)
+
+    def random(*shape):
+        return torch.randn(shape, generator=generator) / 4
+
+    out, into = weight.shape
+    return {
+        "LoHa": {
+            **{f"hada_w{i}_a": random(out, 4) for i in (1, 2)},
+            **{f"hada_w{i}_b": random(4, into) for i in (1, 2)},
+        },
+        "LoKr": {"lokr_w1": random(4, 4), "lokr_w2": random(out // 4, into // 4)},
+        "DoRA": {
+            "lora_up.weight": random(out, 4),
+            "lora_down.weight": random(4, into),
+            "dora_scale": weight.norm(dim=0, keepdim=True),
+        },
+    }
+
+
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr", "DoRA"])
+def test_adapters_of_other_kinds_go_through_the_hosts_own_loader(server, saved, base, kind):
+    layer = "middle_block.1.transformer_blocks.0.attn2.to_v"
+    stem = f"lora_unet_{layer.replace('.', '_')}"
+    parts = adapters(base.weights[f"{layer}.weight"])[kind] | {"alpha": torch.tensor(4.0)}
+    path = saved["lora"].with_name(f"{kind}.safetensors")
+    save_file({f"{stem}.{part}": tensor for part, tensor in parts.items()}, path)
+    assert open_source(path).kind == "foreign"
+    file = f"stock/{path.name}"
+    stock, _, _ = drawn_with(server, "LoraLoaderModelOnly", lora_name=file, strength_model=1.0)
+    ours, _, _ = drawn_with(server, "ESDLoadErased", file=file, strength=1.0)
+    none, _, _ = drawn_with(server, "ESDLoadErased", file=file, strength=0.0)
+    assert np.array_equal(stock, ours) and not np.array_equal(ours, none)
