@@ -122,7 +122,10 @@ class TrainingConfig(Settings):
         0, "Save the training state every so many steps; 0 saves it only on stop.", Bounds(0, _MANY)
     )
     preview_every: int = setting(
-        0, "Show a preview every so many steps; 0 shows none.", Bounds(0, _MANY)
+        0,
+        "Show a preview every so many steps, and at the end, when the file takes it for its cover; "
+        "0 shows none.",
+        Bounds(0, _MANY),
     )
     probe_every: int = setting(
         0,

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .cover import COVERS
 from .erasure import SAVE_DTYPES, Erasure, write_erasure
 from .formats.base import Base
 from .formats.diffusers import plain_config, write_official, write_unet_folder
@@ -98,7 +99,7 @@ def _scaled(erasure: Erasure, strength: float, dtype: torch.dtype) -> Erasure:
 
 def _provenance(erasure: Erasure, strength: float) -> dict[str, str]:
     """What the erasure says of itself, but that it is one."""
-    kept = ("esd.", "modelspec.", "ss_base", "trained_words", "ssmd_cover_images")
+    kept = ("esd.", "modelspec.", "ss_base", "trained_words", COVERS)
     own = {key: text for key, text in erasure.metadata.items() if key.startswith(kept)}
     own.pop("esd.format", None)
     return {"format": "pt", **own, "esd.strength": f"{strength:g}"}

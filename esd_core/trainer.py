@@ -42,7 +42,8 @@ class Events(Protocol):
 
     def on_step(self, progress: Progress) -> None: ...
 
-    def on_preview(self, step: int, student: dict[str, Tensor]) -> None: ...
+    def on_preview(self, step: int, student: dict[str, Tensor]) -> None:
+        """Also at the end, of what comes out."""
 
     def on_save(self, step: int, path: Path) -> None: ...
 
@@ -101,6 +102,8 @@ class Trainer:
         self.kept: dict[str, Tensor] = {}
         self.kept_step = 0
         self.below_until = False
+        self.ending = "done"
+        """Part of the state: a run that breaks off after its end is not trained further."""
 
     def run(self, events: Events, commands: Commands) -> Outcome:
         """Trains until the steps are done, a probe says so, or the host asks to stop.
@@ -119,32 +122,36 @@ class Trainer:
 
     def _run(self, events: Events, commands: Commands) -> Outcome:
         training = self.config.training
-        started, first = time.monotonic(), self.step
-        ending = "done"
+        started, first, is_stopped = time.monotonic(), self.step, False
         with self.denoiser.checkpointed(self.checkpointing):
-            while self.step < training.steps:
-                if commands.should_stop():
-                    ending = "stopped"
+            while self.step < training.steps and self.ending == "done":
+                is_stopped = commands.should_stop()
+                if is_stopped:
                     break
                 self.take_step()
                 seconds = (time.monotonic() - started) / (self.step - first)
                 events.on_step(Progress(self.step, training.steps, self.losses[-1], seconds))
-                if _due(self.step, training.preview_every):
+                if _due(self.step, training.preview_every) and self.step < training.steps:
                     events.on_preview(self.step, self.student.tensors())
-                if (
-                    _due(self.step, training.probe_interval)
-                    and (ending := self._verdict()) != "done"
-                ):
-                    break
-                if _due(self.step, training.save_every):
+                if _due(self.step, training.probe_interval):
+                    self._judge(self.probes.measure(self.student.tensors()))
+                if _due(self.step, training.save_every) and self.ending == "done":
                     self.save(events)
-        if ending == "stopped":
+        if is_stopped:
             self.save(events)
-        report = self.probes.measure(self.student.tensors())
-        if ending == "done" and self._drifts(report):
-            self._take_back()
-            ending, report = "drifted", self.probes.measure(self.student.tensors())
+        report = self._final_report(is_stopped)
+        if training.preview_every and not is_stopped:
+            events.on_preview(self.step, self.student.tensors())
+        ending = "stopped" if is_stopped else self.ending
         return Outcome(ending, self.step, time.monotonic() - started, self.losses, report)
+
+    def _final_report(self, is_stopped: bool) -> ProbeReport:
+        """Of what comes out, which is an earlier state if the last one has drifted."""
+        report = self.probes.measure(self.student.tensors())
+        if not is_stopped and self.ending == "done" and self._drifts(report):
+            self._take_back()
+            report = self.probes.measure(self.student.tensors())
+        return report
 
     @property
     def round_is_used_up(self) -> bool:
@@ -228,20 +235,20 @@ class Trainer:
             "training.learning_rate, or set training.precision to fp32 or bf16"
         )
 
-    def _verdict(self) -> str:
-        """What the probes say: go on ("done" so far), "erased" or "drifted"."""
+    def _judge(self, report: ProbeReport) -> None:
+        """Ends the run where the probes say so."""
         training = self.config.training
-        report = self.probes.measure(self.student.tensors())
         if self._drifts(report):
             self._take_back()
-            return "drifted"
+            return
         if training.max_drift:
             self.kept = {n: m.detach().clone() for n, m in self.student.masters.items()}
             self.kept_step = self.step
         below = training.until > 0 and max(report.share.values()) <= training.until
         # One reading may be a dip of a noisy run: the share must stay there for a second one.
-        stays, self.below_until = below and self.below_until, below
-        return "erased" if stays else "done"
+        if below and self.below_until:
+            self.ending = "erased"
+        self.below_until = below
 
     def _drifts(self, report: ProbeReport) -> bool:
         limit = self.config.training.max_drift
@@ -255,6 +262,7 @@ class Trainer:
                 "the first probe already lies beyond training.max_drift: lower "
                 "training.learning_rate, probe more often, or raise max_drift"
             )
+        self.ending = "drifted"
         for name, master in self.student.masters.items():
             master.copy_(self.kept[name])
         self.step = self.kept_step
@@ -286,6 +294,7 @@ class Trainer:
             "position": self.position,
             "kept_step": self.kept_step,
             "below_until": self.below_until,
+            "ending": self.ending,
             "base": fingerprint(self.denoiser.parameters()),
             "losses": self.losses,
             "erasing": self.samples.erasing if self.samples else 0,
@@ -320,7 +329,7 @@ class Trainer:
         self.order.set_state(run["order"])
         self.step, self.round, self.position = values["step"], values["round"], values["position"]
         self.kept_step, self.below_until = values["kept_step"], values["below_until"]
-        self.losses = list(values["losses"])
+        self.ending, self.losses = values["ending"], list(values["losses"])
         self.bank.evaluations = values["evaluations"]
 
 

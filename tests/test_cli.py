@@ -1,5 +1,7 @@
 """The command `esd`, on the embedded model: every command, Ctrl-C, and going on after it."""
 
+import base64
+import io
 import json
 import os
 import re
@@ -172,6 +174,16 @@ def test_a_preview_is_a_picture_beside_the_erasure(tmp_path: Path) -> None:
     assert esd(*ERASE, "--out", tmp_path / "a.safetensors", *words) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "a.step-000002.png"]
     assert Image.open(tmp_path / "a.step-000002.png").width > 128
+    assert cover(tmp_path / "a.safetensors").size == (64, 64)
+
+
+def cover(file: Path) -> Image.Image:
+    (data,) = json.loads(read_header(file).metadata["ssmd_cover_images"])
+    return Image.open(io.BytesIO(base64.b64decode(data)))
+
+
+def test_no_preview_leaves_no_cover(file: Path) -> None:
+    assert "ssmd_cover_images" not in read_header(file).metadata
 
 
 def test_force_overwrites_and_starts_anew(file: Path, tmp_path: Path) -> None:
@@ -215,6 +227,7 @@ def start(*words: object) -> subprocess.Popen[str]:
 def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     out, state = tmp_path / "a b.safetensors", tmp_path / "a b.state.safetensors"
     quick = ("--trajectory-steps", "2", "--count", "1", "--batch-size", "2", "--save-every", "1")
+    quick += ("--preview-every", "100000")
     words = ("erase", *POCKET, "--concept", "Van Gogh", *quick, "--steps", "100000", "--out", out)
     child = start(*words)
     wait_for(state.exists, child)
@@ -228,7 +241,8 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     assert command == ["esd", *map(str, words), "--resume"]
     steps = json.loads(read_header(state).metadata["values"])["step"] + 1
     assert esd(*command[1:], "--steps", steps) == 0
-    assert [p.name for p in tmp_path.iterdir()] == [out.name]
+    assert {p.name for p in tmp_path.glob("*.safetensors")} == {out.name}
+    assert cover(out).size == (128, 128)
     at_once = tmp_path / "at once.safetensors"
     assert esd(*words, "--steps", steps, "--out", at_once) == 0
     assert at_once.read_bytes() == out.read_bytes()

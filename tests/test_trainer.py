@@ -277,7 +277,7 @@ def test_previews_and_saves_come_when_they_are_due(denoiser, settings, recorder,
     assert [p.step for p in host.steps] == [1, 2, 3, 4, 5]
     assert {p.total for p in host.steps} == {5}
     assert [p.loss for p in host.steps] == result.outcome.losses
-    assert [step for step, _ in host.previews] == [2, 4]
+    assert [step for step, _ in host.previews] == [2, 4, 5]
     assert host.saves == [(3, path)]
     for _, student in host.previews:
         assert all(".attn2." in name for name in student)
@@ -468,6 +468,43 @@ def test_a_run_that_broke_off_goes_on_from_its_last_save(denoiser, settings, rec
     result = erase(denoiser, config, host, host, state, resume=True)
     assert [p.step for p in host.steps] == [3, 4, 5]
     assert file_of(result, tmp_path / "parts.safetensors") == expected
+
+
+ENDINGS = {
+    "erased": {**SLOW, "training.until": 0.4, "training.probe_every": 1},
+    "done": {"training.steps": 3},
+}
+
+
+@pytest.mark.parametrize("ending", [*ENDINGS, "drifted"])
+def test_a_run_that_broke_off_at_its_end_is_not_trained_further(
+    denoiser, settings, recorder, drifting, tmp_path, ending
+):
+    """Its last preview fails, or the person cancels while it is drawn."""
+    drifts = {**SLOW, "training.max_drift": drifting[1], "training.probe_every": 1}
+    seen = {"training.preview_every": 50, "training.save_dtype": "fp32"}
+    config, whole = settings({**seen, **ENDINGS.get(ending, drifts)}), recorder()
+    expected = erase(denoiser, config, whole, whole)
+    assert expected.outcome.ending == ending
+    trainer, host = trainer_of(denoiser, config, tmp_path / "state.safetensors"), recorder()
+
+    def fail(step, student):
+        raise RuntimeError
+
+    host.on_preview = fail
+    with pytest.raises(RuntimeError):
+        trainer.run(host, host)
+    trainer.save(host)
+    rest = recorder()
+    result = erase(denoiser, config, rest, rest, tmp_path / "state.safetensors", resume=True)
+    assert not rest.steps and result.outcome.ending == ending
+    ((step, shown),) = rest.previews
+    assert step == result.outcome.step
+    base = denoiser.parameters()
+    for name, change in result.erasure.change().items():
+        assert change.equal(shown[name].detach() - base[name]), "what comes out is what is shown"
+    made = file_of(result, tmp_path / "parts.safetensors")
+    assert made == file_of(expected, tmp_path / "whole.safetensors")
 
 
 def test_a_stop_before_the_first_step_can_be_resumed(denoiser, settings, recorder, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from argparse import ArgumentParser, Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +121,7 @@ def _state_file(arguments: Namespace) -> Path:
 def _train(
     arguments: Namespace, denoiser: DiffusersDenoiser, config: ErasureConfig, state_file: Path
 ) -> Result:
+    from ..cover import covered
     from ..erase import erase
     from ..memory import check
 
@@ -127,7 +129,8 @@ def _train(
     events = TerminalEvents(denoiser, config, arguments.out)
     try:
         with models.memory_told(), events.bar, StopRequest() as commands:
-            return erase(denoiser, config, events, commands, state_file, arguments.resume)
+            result = erase(denoiser, config, events, commands, state_file, arguments.resume)
+            return replace(result, erasure=covered(result.erasure, events.cover))
     except KeyboardInterrupt:
         if events.saved:
             _tell_how_to_resume(arguments, state_file, events.saved)

@@ -11,6 +11,7 @@ from . import outputs
 from .console import note, progress_bar
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
     from ..diffusers_denoiser import DiffusersDenoiser
@@ -25,6 +26,8 @@ class TerminalEvents:
     def __init__(self, denoiser: DiffusersDenoiser, config: ErasureConfig, out: Path) -> None:
         self.bar = progress_bar(config.training.steps, "steps")
         self.saved = 0
+        self.cover: Image | None = None
+        """The first concept's last picture."""
         self._denoiser, self._config, self._out = denoiser, config, out
 
     def on_step(self, progress: Progress) -> None:
@@ -45,7 +48,7 @@ class TerminalEvents:
 
     def _draw(self, path: Path, step: int, student: dict[str, Tensor]) -> None:
         from ..concepts import parse_all
-        from ..grid import Row, comparison_grid
+        from ..grid import Row, comparison_grid, to_image
         from ..render import render
 
         config = self._config
@@ -61,5 +64,6 @@ class TerminalEvents:
                 config.height,
                 batch=1,
             )
+        self.cover = to_image(pictures[0])
         rows = [Row(p, [picture]) for p, picture in zip(prompts, pictures, strict=True)]
         outputs.write_png(path, comparison_grid(rows, [f"step {step}"]), force=True)

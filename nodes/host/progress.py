@@ -44,6 +44,8 @@ class NodeEvents:
     def __init__(self, denoiser: HostDenoiser, config: ErasureConfig, node: str | None) -> None:
         self._denoiser, self._config, self._node = denoiser, config, node
         self._bar = comfy.utils.ProgressBar(config.training.steps)
+        self.cover: Image.Image | None = None
+        """The last preview."""
 
     def on_step(self, progress: Progress) -> None:
         self._bar.update_absolute(progress.step, progress.total)
@@ -55,9 +57,9 @@ class NodeEvents:
 
     def on_preview(self, step: int, student: dict[str, Tensor]) -> None:
         with self._denoiser.swapped(student):
-            image = self._draw()
-        if image:
-            self._bar.update_absolute(step, preview=("JPEG", image, _PREVIEW_EDGE))
+            self.cover = self._draw()
+        if self.cover:
+            self._bar.update_absolute(step, preview=("JPEG", self.cover, _PREVIEW_EDGE))
 
     def on_save(self, step: int, path: Path) -> None:
         say(

@@ -16,6 +16,7 @@ import comfy.sd
 from ...esd_core import memory
 from ...esd_core.concepts import parse_all
 from ...esd_core.config import ErasureConfig
+from ...esd_core.cover import covered
 from ...esd_core.erase import Result, finish, prepare
 from ...esd_core.erasure import Erasure, read_erasure, write_erasure
 from ...esd_core.errors import ESDError
@@ -92,10 +93,10 @@ def _train(
 ) -> Result:
     trainer = prepare(denoiser, config, state, resume and state.is_file())
     say("sampling trajectories", node)
-    outcome = cancel.run(trainer, NodeEvents(denoiser, config, node))
-    result = finish(trainer, outcome)
+    events = NodeEvents(denoiser, config, node)
+    result = finish(trainer, cancel.run(trainer, events))
     state.unlink(missing_ok=True)
-    return result
+    return replace(result, erasure=covered(result.erasure, events.cover))
 
 
 def _write(result: Result, prefix: str, run: str) -> Trained:

@@ -88,9 +88,12 @@ class Server:
         self.client = uuid.uuid4().hex
         self.pid, self.patience = 0, RUN_SECONDS
 
-    def text(self, path: str) -> str:
+    def bytes(self, path: str) -> bytes:
         with urllib.request.urlopen(f"http://{self.address}{path}", timeout=30) as answer:
-            return str(answer.read().decode())
+            return bytes(answer.read())
+
+    def text(self, path: str) -> str:
+        return self.bytes(path).decode()
 
     def get(self, path: str) -> Any:
         return json.loads(self.text(path))

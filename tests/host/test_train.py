@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import urllib.error
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,40 @@ def test_it_shows_every_step_and_draws_previews(trained):
     drawn = [Image.open(io.BytesIO(data)) for data in run.previews if data[:2] == b"\xff\xd8"]
     assert len(drawn) >= 10
     assert all(np.asarray(picture).std() > 1 for picture in drawn)
+
+
+def preview(server, name):
+    """What the server shows for a file in the folders for LoRAs."""
+    listed = server.get("/experiment/models/loras")
+    (index,) = [entry["pathIndex"] for entry in listed if entry["name"] == name]
+    path = f"/experiment/models/preview/loras/{index}/{name}"
+    return Image.open(io.BytesIO(server.bytes(path)))
+
+
+def test_the_server_shows_the_last_preview_for_the_file(server):
+    """A pixel a latent, where nothing better decodes them; both have been compressed since."""
+    graph = Graph(server)
+    model, clip, _ = graph.pocket()
+    graph.train(
+        model, clip, {"preview_every": 2}, learning_rate=5e-3, filename_prefix="esd/covered"
+    )
+    run = graph.run()
+    assert run.ending == "execution_success", run.error
+    drawn = [Image.open(io.BytesIO(data)) for data in run.previews if data[:2] == b"\xff\xd8"]
+    shown = preview(server, "esd/covered_00001_.safetensors")
+    assert len(drawn) == 2 and shown.size == (8, 8)
+    pixels = [np.asarray(p.convert("RGB").resize((8, 8)), dtype=float) for p in (*drawn, shown)]
+    distances = [float(np.abs(pixels[-1] - before).mean()) for before in pixels[:-1]]
+    assert distances[1] < distances[0], "it is the second one"
+
+
+def test_without_previews_there_is_nothing_to_show(server):
+    graph = Graph(server)
+    model, clip, _ = graph.pocket()
+    graph.train(model, clip, {}, filename_prefix="esd/unseen")
+    assert graph.run().ending == "execution_success"
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        preview(server, "esd/unseen_00001_.safetensors")
 
 
 def test_the_picture_changes(server, trained, erased_picture):

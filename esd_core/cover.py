@@ -1,0 +1,31 @@
+"""A picture in an erasure's file, which ComfyUI and others show for it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from dataclasses import replace
+
+from PIL import Image
+
+from .erasure import Erasure
+
+COVERS = "ssmd_cover_images"
+"""The metadata's key: JSON, a list of files of pictures in base64."""
+_EDGE, _QUALITY = 256, 85
+
+
+def covered(erasure: Erasure, picture: Image.Image | None) -> Erasure:
+    """The same, with that picture for a cover; without one as it is.
+
+    A few kilobytes, which follow from the picture alone.
+    """
+    if picture is None:
+        return erasure
+    small = picture.convert("RGB")
+    small.thumbnail((_EDGE, _EDGE))
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=_QUALITY)
+    cover = json.dumps([base64.b64encode(file.getvalue()).decode("ascii")])
+    return replace(erasure, metadata={**erasure.metadata, COVERS: cover})
