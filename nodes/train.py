@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..esd_core.config import ErasureConfig
 from ..esd_core.errors import ESDError
 from .host import training
 from .host.folders import check_prefix
 from .host.patches import patched, with_prefix
-from .host.progress import say
+from .host.progress import told
 from .report import of_training
 from .train_options import Options
 from .types import Erased, Loss, TrainOptions
@@ -94,10 +94,9 @@ class ESDTrain(io.ComfyNode):
         resume = bool(options and options.resume)
         trained = training.train(model, clip, config, filename_prefix, resume, node)
         report = of_training(trained)
-        say(report, node)
         erased = patched(model, with_prefix(trained.erasure.tensors), 1.0)
         return io.NodeOutput(
-            erased, trained.erasure, {"loss": trained.losses}, report, ui=ui.PreviewText(report)
+            erased, trained.erasure, {"loss": trained.losses}, report, ui=told(report, node)
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import comfy.utils
 import latent_preview
 import torch
+from comfy_api.latest import ui
 from PIL import Image
 from server import PromptServer
 from torch import Tensor
@@ -25,6 +26,12 @@ def say(text: str, node: str | None) -> None:
     """A line of text on the node."""
     if node is not None:
         PromptServer.instance.send_progress_text(text, node)
+
+
+def told(text: str, node: str | None) -> ui.PreviewText:
+    """Says it, and gives it to the history: of that alone the page shows nothing."""
+    say(text, node)
+    return ui.PreviewText(text)
 
 
 class Steps:
