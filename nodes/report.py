@@ -24,7 +24,7 @@ def of_training(trained: Trained) -> str:
     verb = "written to" if trained.is_new else "the same inputs made this before, so it is taken:"
     ending = _ENDINGS.get(metadata.get(ENDING, ""), "")
     probes = json.loads(metadata.get("esd.probes", "{}"))
-    return "\n".join(
+    return ";\n".join(
         (
             f"{verb} {shown(trained.path)}",
             f"{metadata.get('esd.steps')} steps, {ending}",
@@ -35,7 +35,7 @@ def of_training(trained: Trained) -> str:
 
 
 def _listed(measured: dict[str, float]) -> str:
-    """On one line, which wraps: a node has little height for text."""
+    """On one line, which wraps: a node has little room for text."""
     return ", ".join(
         f"{prompt or '(empty prompt)'} {part:.1%}" for prompt, part in measured.items()
     )

@@ -120,7 +120,7 @@ def _write_change(
         return path, ""
     lora = low_rank(erasure.change(), rank)
     write_lora(path, lora, erasure.architecture, erasure.metadata, torch.float16)
-    return path, f"\n{lora}"
+    return path, f";\n{lora}"
 
 
 def _write_model(form: str, prefix: str, model: Any) -> Path:

@@ -23,7 +23,7 @@ _PREVIEW_EDGE = 512
 
 
 def say(text: str, node: str | None) -> None:
-    """A line of text on the node."""
+    """Text on the node. Nodes 2.0 join its lines: it should read without their ends, too."""
     if node is not None:
         PromptServer.instance.send_progress_text(text, node)
 
@@ -55,7 +55,7 @@ class NodeEvents:
     def on_step(self, progress: Progress) -> None:
         self._bar.update_absolute(progress.step, progress.total)
         say(
-            f"step {progress.step} of {progress.total}, loss {progress.loss:.4g}\n"
+            f"step {progress.step} of {progress.total}, loss {progress.loss:.4g},\n"
             f"{progress.seconds:.2f} s a step, {_clock(progress.left)} left",
             self._node,
         )
@@ -68,7 +68,7 @@ class NodeEvents:
 
     def on_save(self, step: int, path: Path) -> None:
         say(
-            f"the state of step {step} is in {path}\n"
+            f"the state of step {step} is in {path};\n"
             "to go on with it, queue the same again with resume on in ESDTrainOptions",
             self._node,
         )
