@@ -48,7 +48,7 @@ class ESDLoadErased(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str, strength: float) -> bool | str:
+    def validate_inputs(cls, file: str) -> bool | str:
         try:
             folders.lora_path(file)
         except ESDError as error:

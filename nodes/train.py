@@ -9,7 +9,6 @@ from comfy_api.latest import io
 from ..esd_core.config import ErasureConfig
 from ..esd_core.errors import ESDError
 from .host import training
-from .host.folders import check_prefix
 from .host.patches import patched, with_prefix
 from .host.progress import told
 from .report import of_training
@@ -68,14 +67,15 @@ class ESDTrain(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, **values: Any) -> bool | str:
-        """Sees literals alone: a widget that a link feeds is None here, and checked when run."""
-        given = {name: value for name, value in values.items() if value is not None}
+    def validate_inputs(cls, concepts: str | None = None) -> bool | str:
+        """Sees a literal alone: concepts that a link gives are None here.
+
+        The page shows the answer once for every input that is named here, so only one is: of the
+        others the host checks the bounds, and `execute` the rest before it trains.
+        """
         try:
-            if "concepts" in given:
-                _config(given, None)
-            if "filename_prefix" in given:
-                check_prefix(given["filename_prefix"])
+            if concepts is not None:
+                _config({"concepts": concepts}, None)
         except ESDError as error:
             return str(error)
         return True

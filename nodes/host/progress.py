@@ -17,6 +17,7 @@ from ...esd_core.config import ErasureConfig
 from ...esd_core.sampling import sample, unit_noise
 from ...esd_core.trainer import Progress
 from .denoiser import HostDenoiser
+from .folders import shown
 
 _PREVIEW_STEPS = 12
 _PREVIEW_EDGE = 512
@@ -68,8 +69,8 @@ class NodeEvents:
 
     def on_save(self, step: int, path: Path) -> None:
         say(
-            f"the state of step {step} is in {path};\n"
-            "to go on with it, queue the same again with resume on in ESDTrainOptions",
+            f"the state of step {step} is in {shown(path)};\n"
+            "to go on with it, queue the same again with resume on in ESD Train Options",
             self._node,
         )
 

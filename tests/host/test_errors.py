@@ -31,21 +31,36 @@ def failure(graph):
         ({"concepts": ""}, "name at least one to erase"),
         ({"concepts": "hat <- cowboy -> man"}, "one arrow at most"),
         ({"concepts": "Van Gogh\nvan gogh"}, "given twice"),
-        ({"preserve": "Van Gogh"}, "which a concept is erased from"),
-        ({"width": 100}, "in multiples of 8"),
-        ({"learning_rate": 0.0}, "above 0"),
-        ({"steps": 0}, "steps must be at least 1"),
+        ({"learning_rate": 0.0}, "smaller than min of 1e-06: learning_rate"),
+        ({"steps": 0}, "smaller than min of 1: steps"),
         ({"method": "esd-y"}, "esd-x"),
-        ({"filename_prefix": "../../secret"}, "without .."),
-        ({"filename_prefix": "/etc/passwd"}, "no name in the output folder"),
-        ({"filename_prefix": ""}, "no name in the output folder"),
     ],
 )
 def test_what_a_widget_holds_is_refused_before_anything_runs(server, inputs, told):
     graph = Graph(server)
     model, clip, _ = graph.pocket()
     graph.train(model, clip, {}, **inputs)
-    assert told in refusal(graph)
+    refused = refusal(graph)
+    assert told in refused and len(refused.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("inputs", "told"),
+    [
+        ({"preserve": "Van Gogh"}, "which a concept is erased from"),
+        ({"width": 100}, "in multiples of 8"),
+        ({"filename_prefix": "../../secret"}, "without .."),
+        ({"filename_prefix": "/etc/passwd"}, "no name in the output folder"),
+        ({"filename_prefix": ""}, "no name in the output folder"),
+    ],
+)
+def test_what_no_widget_alone_shows_is_refused_before_training(server, inputs, told):
+    graph = Graph(server)
+    model, clip, _ = graph.pocket()
+    graph.train(model, clip, {}, **inputs)
+    run = graph.run()
+    assert run.ending == "execution_error" and told in run.error
+    assert not run.texts
 
 
 def test_options_are_checked_with_the_rest(server):
