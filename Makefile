@@ -33,7 +33,10 @@ lint: $(INSTALLED)
 host: $(INSTALLED)
 	@test -f "$(COMFYUI)/main.py" || \
 	    $(VENV)/bin/comfy --skip-prompt --workspace "$(COMFYUI)" install --cpu \
-	        --skip-requirement --skip-manager --skip-torch-or-directml $(if $(COMFYUI_URL),--url $(COMFYUI_URL))
+	        --skip-requirement --skip-manager --skip-torch-or-directml $(if $(COMFYUI_URL),--url $(COMFYUI_URL)) || { \
+	    echo "No ComfyUI could be installed into $(COMFYUI) (see above). Name the folder of one with" >&2; \
+	    echo "COMFYUI_PATH, or with COMFYUI_URL a git repository of it that can be reached from here." >&2; \
+	    exit 1; }
 	@$(MAKE) --no-print-directory $(VENV)/.host
 
 $(VENV)/.host: $(INSTALLED)

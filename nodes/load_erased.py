@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..esd_core.errors import ESDError
 from .host import erased, folders
+from .host.progress import told
 
 
 class ESDLoadErased(io.ComfyNode):
@@ -22,6 +23,7 @@ class ESDLoadErased(io.ComfyNode):
                 "model. Also reads the official code's esd-*.safetensors, and LoRAs."
             ),
             is_output_node=False,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The model to erase from."),
                 io.Combo.Input(
@@ -46,7 +48,7 @@ class ESDLoadErased(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str, strength: float) -> bool | str:
+    def validate_inputs(cls, file: str) -> bool | str:
         try:
             folders.lora_path(file)
         except ESDError as error:
@@ -62,4 +64,5 @@ class ESDLoadErased(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, file: str, strength: float) -> io.NodeOutput:
         changed, warning = erased.load(model, folders.lora_path(file), strength)
-        return io.NodeOutput(changed, ui=ui.PreviewText(warning) if warning else None)
+        # Said also where all is well: the page keeps the last words, a warning of another file's.
+        return io.NodeOutput(changed, ui=told(warning or f"applied {file}", cls.hidden.unique_id))

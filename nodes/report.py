@@ -24,12 +24,18 @@ def of_training(trained: Trained) -> str:
     verb = "written to" if trained.is_new else "the same inputs made this before, so it is taken:"
     ending = _ENDINGS.get(metadata.get(ENDING, ""), "")
     probes = json.loads(metadata.get("esd.probes", "{}"))
-    lines = [f"{verb} {shown(trained.path)}", f"{metadata.get('esd.steps')} steps, {ending}"]
-    lines.append("left of the concept, by its probe (0 % and below: gone)")
-    lines += [f"{share:8.1%}  {concept}" for concept, share in probes.get("share", {}).items()]
-    lines.append("drift of other prompts")
-    lines += [
-        f"{drift:8.1%}  {prompt or '(empty prompt)'}"
-        for prompt, drift in probes.get("drift", {}).items()
-    ]
-    return "\n".join(lines)
+    return ";\n".join(
+        (
+            f"{verb} {shown(trained.path)}",
+            f"{metadata.get('esd.steps')} steps, {ending}",
+            f"left of it, by the probe (0 % and below: gone): {_listed(probes.get('share', {}))}",
+            f"drift of other prompts: {_listed(probes.get('drift', {}))}",
+        )
+    )
+
+
+def _listed(measured: dict[str, float]) -> str:
+    """On one line, which wraps: a node has little room for text."""
+    return ", ".join(
+        f"{prompt or '(empty prompt)'} {part:.1%}" for prompt, part in measured.items()
+    )

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..esd_core.erasure import Erasure, write_erasure
 from ..esd_core.errors import ConfigError, ESDError
 from ..esd_core.formats.lora import low_rank, write_lora
 from .host import folders, saving
+from .host.progress import told
 from .types import Erased
 
 ERASURE, LORA, UNET, DIFFUSERS, OFFICIAL = "erasure", "LoRA", "UNet", "diffusers", "official"
@@ -35,6 +36,7 @@ class ESDSaveErased(io.ComfyNode):
                 "for ComfyUI's UNETLoader or for diffusers."
             ),
             is_output_node=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Combo.Input(
                     "format",
@@ -94,12 +96,11 @@ class ESDSaveErased(io.ComfyNode):
         rank: int = 16,
     ) -> io.NodeOutput:
         if format in _CHANGES:
-            path, told = _write_change(format, filename_prefix, erasure, model, rank)
+            path, further = _write_change(format, filename_prefix, erasure, model, rank)
         else:
-            path, told = _write_model(format, filename_prefix, model), ""
-        return io.NodeOutput(
-            str(path), ui=ui.PreviewText(f"written to {folders.shown(path)}{told}")
-        )
+            path, further = _write_model(format, filename_prefix, model), ""
+        report = f"written to {folders.shown(path)}{further}"
+        return io.NodeOutput(str(path), ui=told(report, cls.hidden.unique_id))
 
 
 def _write_change(
@@ -119,7 +120,7 @@ def _write_change(
         return path, ""
     lora = low_rank(erasure.change(), rank)
     write_lora(path, lora, erasure.architecture, erasure.metadata, torch.float16)
-    return path, f"\n{lora}"
+    return path, f";\n{lora}"
 
 
 def _write_model(form: str, prefix: str, model: Any) -> Path:

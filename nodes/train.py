@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..esd_core.config import ErasureConfig
 from ..esd_core.errors import ESDError
 from .host import training
 from .host.folders import check_prefix
 from .host.patches import patched, with_prefix
-from .host.progress import say
+from .host.progress import told
 from .report import of_training
 from .train_options import Options
 from .types import Erased, Loss, TrainOptions
@@ -68,14 +68,26 @@ class ESDTrain(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, **values: Any) -> bool | str:
-        """Sees literals alone: a widget that a link feeds is None here, and checked when run."""
+    def validate_inputs(
+        cls,
+        concepts: str | None = None,
+        preserve: str | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        filename_prefix: str | None = None,
+    ) -> bool | str:
+        """Sees literals alone: what a link gives is None here, and checked when it runs.
+
+        The page shows the answer once for every input that is named here: of the others the host
+        has checked the bounds, and no more can be wrong with them.
+        """
+        values = {"concepts": concepts, "preserve": preserve, "width": width, "height": height}
         given = {name: value for name, value in values.items() if value is not None}
         try:
-            if "concepts" in given:
+            if concepts is not None:
                 _config(given, None)
-            if "filename_prefix" in given:
-                check_prefix(given["filename_prefix"])
+            if filename_prefix is not None:
+                check_prefix(filename_prefix)
         except ESDError as error:
             return str(error)
         return True
@@ -94,10 +106,9 @@ class ESDTrain(io.ComfyNode):
         resume = bool(options and options.resume)
         trained = training.train(model, clip, config, filename_prefix, resume, node)
         report = of_training(trained)
-        say(report, node)
         erased = patched(model, with_prefix(trained.erasure.tensors), 1.0)
         return io.NodeOutput(
-            erased, trained.erasure, {"loss": trained.losses}, report, ui=ui.PreviewText(report)
+            erased, trained.erasure, {"loss": trained.losses}, report, ui=told(report, node)
         )
 
 

@@ -40,7 +40,7 @@ def load(
     changed = patched(model, with_prefix(erasure.tensors), strength)
     if strength:
         notes.append(_rounding(base, erasure, strength))
-    return changed, "\n".join(filter(None, notes))
+    return changed, ";\n".join(filter(None, notes))
 
 
 def _stacked(model: comfy.model_patcher.ModelPatcher, erasure: Erasure) -> str:

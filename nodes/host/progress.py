@@ -7,6 +7,7 @@ from pathlib import Path
 import comfy.utils
 import latent_preview
 import torch
+from comfy_api.latest import ui
 from PIL import Image
 from server import PromptServer
 from torch import Tensor
@@ -16,15 +17,22 @@ from ...esd_core.config import ErasureConfig
 from ...esd_core.sampling import sample, unit_noise
 from ...esd_core.trainer import Progress
 from .denoiser import HostDenoiser
+from .folders import shown
 
 _PREVIEW_STEPS = 12
 _PREVIEW_EDGE = 512
 
 
 def say(text: str, node: str | None) -> None:
-    """A line of text on the node."""
+    """Text on the node. Nodes 2.0 join its lines: it should read without their ends, too."""
     if node is not None:
         PromptServer.instance.send_progress_text(text, node)
+
+
+def told(text: str, node: str | None) -> ui.PreviewText:
+    """Says it, and gives it to the history: of that alone the page shows nothing."""
+    say(text, node)
+    return ui.PreviewText(text)
 
 
 class Steps:
@@ -50,7 +58,7 @@ class NodeEvents:
     def on_step(self, progress: Progress) -> None:
         self._bar.update_absolute(progress.step, progress.total)
         say(
-            f"step {progress.step} of {progress.total}, loss {progress.loss:.4g}\n"
+            f"step {progress.step} of {progress.total}, loss {progress.loss:.4g},\n"
             f"{progress.seconds:.2f} s a step, {_clock(progress.left)} left",
             self._node,
         )
@@ -63,8 +71,8 @@ class NodeEvents:
 
     def on_save(self, step: int, path: Path) -> None:
         say(
-            f"the state of step {step} is in {path}\n"
-            "to go on with it, queue the same again with resume on in ESDTrainOptions",
+            f"the state of step {step} is in {shown(path)};\n"
+            "to go on with it, queue the same again with resume on in ESD Train Options",
             self._node,
         )
 

@@ -83,7 +83,7 @@ def train(
         known = _known(prefix, run)
         if known:
             return known
-        say(f"{memory.check(denoiser, config)}\nrecording what the model predicts", node)
+        say(f"{memory.check(denoiser, config)};\nrecording what the model predicts", node)
         result = _train(denoiser, config, folders.state_file(course), resume, node)
     return _write(result, prefix, run)
 

@@ -22,6 +22,8 @@ def refusal(graph):
 def failure(graph):
     run = graph.run()
     assert run.ending == "execution_error"
+    (error,) = run.of("execution_error")
+    assert error["exception_type"].startswith("esd.")  # the page puts it before the sentence
     return run.error
 
 
@@ -33,12 +35,12 @@ def failure(graph):
         ({"concepts": "Van Gogh\nvan gogh"}, "given twice"),
         ({"preserve": "Van Gogh"}, "which a concept is erased from"),
         ({"width": 100}, "in multiples of 8"),
-        ({"learning_rate": 0.0}, "above 0"),
-        ({"steps": 0}, "steps must be at least 1"),
-        ({"method": "esd-y"}, "esd-x"),
+        ({"height": 0}, "height"),
         ({"filename_prefix": "../../secret"}, "without .."),
         ({"filename_prefix": "/etc/passwd"}, "no name in the output folder"),
         ({"filename_prefix": ""}, "no name in the output folder"),
+        ({"learning_rate": 0.0}, "smaller than min of 1e-06: learning_rate"),
+        ({"steps": 0}, "smaller than min of 1: steps"),
     ],
 )
 def test_what_a_widget_holds_is_refused_before_anything_runs(server, inputs, told):
@@ -46,6 +48,18 @@ def test_what_a_widget_holds_is_refused_before_anything_runs(server, inputs, tol
     model, clip, _ = graph.pocket()
     graph.train(model, clip, {}, **inputs)
     assert told in refusal(graph)
+
+
+def test_an_unknown_method_is_refused(server):
+    """By the host, or by the node where the host does not look into lists (0.3.64)."""
+    graph = Graph(server)
+    model, clip, _ = graph.pocket()
+    graph.train(model, clip, {}, method="esd-y")
+    try:
+        told = failure(graph)
+    except Refused as refused:
+        told = str(refused)
+    assert "esd-x" in told
 
 
 def test_options_are_checked_with_the_rest(server):
