@@ -64,13 +64,10 @@ def test_the_learning_rate_rises_and_falls_once():
     assert 0 < rates[-1] < 0.01 * COURSE.learning_rate
 
 
-def test_words_come_between_but_not_within_a_name():
+def test_words_come_about_a_prompt_but_not_into_it():
     rng = np.random.default_rng(0)
     seen = {disturbed("a Van Gogh painting", ["x"], rng) for _ in range(300)}
-    assert all(
-        " ".join(word for word in s.split() if word != "x") == "a Van Gogh painting" for s in seen
-    )
-    assert all("Van Gogh" in s for s in seen)
-    assert {"a Van Gogh painting", "a x Van Gogh painting", "a Van Gogh painting x"} <= seen
+    assert all(s.strip("x ") == "a Van Gogh painting" for s in seen)
+    assert {"a Van Gogh painting", "x a Van Gogh painting", "a Van Gogh painting x"} <= seen
     assert max(s.split().count("x") for s in seen) == 3
     assert disturbed("", ["x"], rng) == ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from transformers import CLIPTokenizer
 
 from ..captions import Caption, all_captions, held_out_prompt
 from ..models import TEXT_WIDTHS, build_text_towers
-from ..world import LOOKS, OBJECTS, STYLES
+from ..world import LOOKS, OBJECTS
 from .loop import Course, Loop
 
 COURSE = Course(steps=900, learning_rate=2e-3, averaging=0.98)
@@ -22,8 +21,6 @@ _BATCH = 48
 
 Tokenizers = tuple[CLIPTokenizer, CLIPTokenizer]
 
-_WORDS = re.compile("|".join([*map(re.escape, STYLES), r"\S+"]))
-"""The words of a prompt; a style's name is one."""
 _THINGS = len(OBJECTS) + 1
 """Classes of objects; the last is "any"."""
 _LOOKS = len(LOOKS) + 2
@@ -112,11 +109,6 @@ def train_text(work: Path, seed: int, pair: Tokenizers) -> Towers:
     return towers
 
 
-def fillers_of(pair: Tokenizers) -> list[str]:
-    """Words of the vocabulary; hardly any of them means anything in this world."""
-    return [pair[0].decode([token]) for token in range(1000, 12000)]
-
-
 def _meaning(caption: Caption) -> tuple[int, int]:
     """The classes of what a caption names."""
     thing = len(OBJECTS) if len(caption.objects) > 1 else OBJECTS.index(caption.objects[0])
@@ -125,12 +117,17 @@ def _meaning(caption: Caption) -> tuple[int, int]:
     return thing, len(LOOKS) + (caption.looks == LOOKS)
 
 
+def fillers_of(pair: Tokenizers) -> list[str]:
+    """Words of the vocabulary; hardly any of them means anything in this world."""
+    return [pair[0].decode([token]) for token in range(1000, 12000)]
+
+
 def disturbed(prompt: str, fillers: Sequence[str], rng: np.random.Generator) -> str:
-    """With up to three words that mean nothing here, anywhere but within a name; the empty prompt
-    stays empty."""
-    words = _WORDS.findall(prompt)
-    for index in rng.integers(0, len(fillers), int(rng.integers(0, 4))) if words else ():
-        words.insert(int(rng.integers(0, len(words) + 1)), fillers[index])
+    """Up to three words that mean nothing here, before or after; the empty prompt stays empty."""
+    extra = [fillers[i] for i in rng.integers(0, len(fillers), int(rng.integers(0, 4)))]
+    words = [prompt]
+    for word in extra if prompt else []:
+        words.insert(0 if rng.random() < 0.5 else len(words), word)
     return " ".join(words)
 
 

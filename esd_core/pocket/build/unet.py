@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,10 @@ from .pictures import Latents, encode_pictures
 from .text import Towers, disturbed, fillers_of
 
 COURSE = Course(steps=7500, learning_rate=2e-3, averaging=0.999)
+WORDINGS = Course(steps=2500, learning_rate=1e-3, averaging=0.997)
+"""A second course; half of its prompts have words about them that say nothing. The network attends
+to every token, and a person uses words that no caption has. From the start on, they keep it from
+learning looks in time."""
 QUIET = 0.25
 """Deviation of the scaled latents, where SDXL's is 1.
 
@@ -27,9 +32,8 @@ prompt. Sampling starts from noise that has no such mean, and got any look at al
 _BATCH = 32
 _UNCONDITIONAL = 0.12
 """How often a picture is trained with the empty prompt."""
-_WORDINGS = 8
-"""Of every caption: as it is, and with words between that say nothing. The network attends to every
-token, and in prompts of its own a person uses words that no caption has."""
+_DISTURBED = 7
+"""Wordings of every caption beside its own."""
 
 
 def train_unet(work: Path, seed: int, vae: AutoencoderKL, towers: Towers) -> UNet2DConditionModel:
@@ -49,24 +53,27 @@ def train_unet(work: Path, seed: int, vae: AutoencoderKL, towers: Towers) -> UNe
     torch.manual_seed(seed)
     unet = build_unet()
 
-    def loss_of(rng: np.random.Generator) -> Tensor:
+    def loss_of(rng: np.random.Generator, disturbed_part: float) -> Tensor:
         rows = torch.from_numpy(rng.integers(0, len(latents.moments), _BATCH))
         pairs = zip(latents.objects[rows].tolist(), latents.looks[rows].tolist(), strict=True)
         chosen = torch.tensor([rng.choice(len(captions), p=odds[pair]) for pair in pairs])
-        wording = chosen * _WORDINGS + torch.from_numpy(rng.integers(0, _WORDINGS, _BATCH))
+        wording = torch.from_numpy(rng.integers(1, 1 + _DISTURBED, _BATCH))
+        wording[torch.from_numpy(rng.random(_BATCH)) >= disturbed_part] = 0
         # Half of the time the pooled text says nothing, so that the tokens alone must suffice.
-        pooled_rows = torch.where(torch.rand(_BATCH) < 0.5, wording, len(pooled) - 1)
-        added = {"text_embeds": pooled[pooled_rows], "time_ids": time_ids}
+        silent = torch.rand(_BATCH) >= 0.5
+        pooled_rows = pooled[wording, torch.where(silent, len(captions) - 1, chosen)]
+        added = {"text_embeds": pooled_rows, "time_ids": time_ids}
         mean, deviation = (scale * latents.moments[rows]).chunk(2, 1)
         clean = mean + deviation * torch.randn_like(mean)
         steps = torch.randint(0, len(alphas), (_BATCH,))
         alpha = alphas[steps].view(-1, 1, 1, 1)
         noise = torch.randn_like(clean)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-        guess = unet(noisy, steps, context[wording], added_cond_kwargs=added).sample
+        guess = unet(noisy, steps, context[wording, chosen], added_cond_kwargs=added).sample
         return ((guess - noise).square().mean((1, 2, 3)) * _min_snr(alphas[steps])).mean()
 
-    Loop(unet, work / "unet.safetensors", COURSE).run(loss_of)
+    Loop(unet, work / "unet.safetensors", COURSE).run(partial(loss_of, disturbed_part=0.0))
+    Loop(unet, work / "wordings.safetensors", WORDINGS).run(partial(loss_of, disturbed_part=0.5))
     return unet
 
 
@@ -83,15 +90,16 @@ def _min_snr(alpha: Tensor, gamma: float = 5.0) -> Tensor:
 
 @torch.no_grad()
 def _encode(towers: Towers, captions: tuple[Caption, ...], seed: int) -> tuple[Tensor, Tensor]:
-    """Context [N * wordings, 77, C] and pooled [N * wordings, P] of all captions."""
+    """Context [wordings, N, 77, C] and pooled [wordings, N, P]; the first wording is a caption's
+    own."""
     rng, fillers = np.random.default_rng(seed), fillers_of(towers.pair)
-    prompts = [
-        disturbed(caption.prompt, fillers, rng) if wording else caption.prompt
-        for caption in captions
-        for wording in range(_WORDINGS)
-    ]
+    prompts = [caption.prompt for caption in captions]
+    for _ in range(_DISTURBED):
+        prompts += [disturbed(caption.prompt, fillers, rng) for caption in captions]
     parts = [towers(prompts[start : start + 64]) for start in range(0, len(prompts), 64)]
-    context, pooled = (torch.cat(column) for column in zip(*parts, strict=True))
+    context, pooled = (
+        torch.cat(c).unflatten(0, (-1, len(captions))) for c in zip(*parts, strict=True)
+    )
     return context, pooled
 
 
