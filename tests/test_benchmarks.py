@@ -74,8 +74,12 @@ def test_one_at_a_time_predicts_the_same(denoiser):
 
 @pytest.mark.parametrize("make", [lambda: nn.Linear(6, 5), lambda: nn.Conv2d(6, 5, 3, 2, 1)])
 @pytest.mark.parametrize("trained", [True, False])
-def test_layers_that_multiply_in_float_keep_their_gradients(make, trained):
+@pytest.mark.parametrize("weights_at_a_time", [1 << 22, 110, 1])
+def test_layers_that_multiply_in_float_keep_their_gradients(
+    make, trained, weights_at_a_time, monkeypatch
+):
     """In float32 nothing is rounded: the same as torch's own, to its last bits."""
+    monkeypatch.setattr(full_size, "_PART", weights_at_a_time)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layer, shape = make(), (2, 6, 8, 8)

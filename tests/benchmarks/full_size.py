@@ -98,8 +98,12 @@ def random_unet(dtype: torch.dtype, sizes: dict[str, Any] = SDXL) -> UNet2DCondi
 # -- 16 bits on a CPU ------------------------------------------------------------------------
 
 
+_PART = 1 << 22
+"""Weights that are in float32 at a time: 16 MB, beside which what is kept in 16 bits counts."""
+
+
 def in_float(unet: nn.Module) -> None:
-    """Layers multiply in float32, one layer at a time; all that is kept stays in 16 bits.
+    """Layers multiply in float32, a part of a layer at a time; all that is kept stays in 16 bits.
 
     A CPU without instructions for 16 bits takes 25 times as long with them. What a graph saves is
     what it saves on an accelerator, so that the peak of memory is that of computing in 16 bits.
@@ -129,22 +133,31 @@ class _InFloat(torch.autograd.Function):
         ctx.save_for_backward(
             x if ctx.needs_input_grad[3] else None, weight if ctx.needs_input_grad[2] else None
         )
-        ctx.shapes = x.shape, weight.shape
-        given = None if bias is None else bias.float()
-        result: Tensor = layer(x.float(), weight.float(), given, **how).to(x.dtype)
-        return result
+        ctx.shapes, ctx.rows = (x.shape, weight.shape), max(1, _PART // weight[0].numel())
+        ctx.channel = 1 if layer is F.conv2d else x.dim() - 1
+        outside, weights = x.float(), weight.split(ctx.rows)
+        biases = [None] * len(weights) if bias is None else bias.float().split(ctx.rows)
+        parts = (
+            layer(outside, part.float(), own, **how).to(x.dtype)
+            for part, own in zip(weights, biases, strict=True)
+        )
+        return torch.cat(list(parts), ctx.channel)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        outside = grad.float()
-        needs = ctx.needs_input_grad
-        to_x = _of_input(ctx, weight.float(), outside).to(grad.dtype) if needs[2] else None
-        to_weight = _of_weight(ctx, x.float(), outside).to(grad.dtype) if needs[3] else None
-        to_bias = None
+        needs, grads = ctx.needs_input_grad, grad.split(ctx.rows, ctx.channel)
+        to_x = to_weight = to_bias = None
+        if needs[2]:
+            weights = zip(weight.split(ctx.rows), grads, strict=True)
+            to_x = sum(_of_input(ctx, w.float(), part.float()) for w, part in weights)
+            to_x = to_x.to(grad.dtype)
+        if needs[3]:
+            outside = x.float()
+            rows = [_of_weight(ctx, outside, part.float()).to(grad.dtype) for part in grads]
+            to_weight = torch.cat(rows)
         if ctx.has_bias and needs[4]:
-            channel = 1 if ctx.layer is F.conv2d else outside.dim() - 1
-            to_bias = outside.transpose(0, channel).flatten(1).sum(1).to(grad.dtype)
+            to_bias = grad.float().transpose(0, ctx.channel).flatten(1).sum(1).to(grad.dtype)
         return None, None, to_x, to_weight, to_bias
 
 
@@ -157,4 +170,5 @@ def _of_input(ctx: Any, weight: Tensor, grad: Tensor) -> Tensor:
 def _of_weight(ctx: Any, x: Tensor, grad: Tensor) -> Tensor:
     if ctx.layer is F.linear:
         return grad.flatten(0, -2).T @ x.flatten(0, -2)
-    return torch.nn.grad.conv2d_weight(x, ctx.shapes[1], grad, **ctx.how)
+    shape = (grad.shape[1], *ctx.shapes[1][1:])
+    return torch.nn.grad.conv2d_weight(x, shape, grad, **ctx.how)
