@@ -79,7 +79,7 @@ class ESDTrain(io.ComfyNode):
         """Sees literals alone: what a link gives is None here, and checked when it runs.
 
         The page shows the answer once for every input that is named here: of the others the host
-        has checked the bounds, and no more can be wrong with them.
+        checks the bounds, and `execute` the rest before it trains.
         """
         values = {"concepts": concepts, "preserve": preserve, "width": width, "height": height}
         given = {name: value for name, value in values.items() if value is not None}

@@ -22,6 +22,7 @@ from esd_core.formats.keys import diffusers_to_canonical
 from esd_core.formats.safetensors_file import (
     file_tensors,
     iterate_tensors,
+    mapped_tensors,
     read_tensor,
     stream_safetensors,
     write_safetensors,
@@ -92,6 +93,21 @@ def test_the_header_tells_dtypes_and_shapes_without_the_tensors(written):
     assert {name: (entry.dtype, entry.shape) for name, entry in header.tensors.items()} == {
         name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in some_tensors().items()
     }
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_mapped_tensors_are_the_files_and_do_not_write_into_it(written, tmp_path, padding):
+    """Also where the file does not align them: a header may end anywhere."""
+    whole = written.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = whole[8 : 8 + length] + b" " * padding
+    path = tmp_path / "padded.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + whole[8 + length :])
+    before = path.read_bytes()
+    tensors = mapped_tensors(read_header(path))
+    assert_same_tensors(tensors, some_tensors())
+    tensors["half"].zero_()
+    assert path.read_bytes() == before
 
 
 def test_chosen_tensors_only(written):

@@ -35,7 +35,7 @@ def failure(graph):
         ({"concepts": "Van Gogh\nvan gogh"}, "given twice"),
         ({"preserve": "Van Gogh"}, "which a concept is erased from"),
         ({"width": 100}, "in multiples of 8"),
-        ({"height": 0}, "height"),
+        ({"height": 0}, "height must be at least 64"),
         ({"filename_prefix": "../../secret"}, "without .."),
         ({"filename_prefix": "/etc/passwd"}, "no name in the output folder"),
         ({"filename_prefix": ""}, "no name in the output folder"),

@@ -20,8 +20,7 @@ from .text import Towers, disturbed, fillers_of
 COURSE = Course(steps=7500, learning_rate=2e-3, averaging=0.999)
 WORDINGS = Course(steps=2500, learning_rate=1e-3, averaging=0.997)
 """A second course; half of its prompts have words about them that say nothing. The network attends
-to every token, and a person uses words that no caption has. From the start on, they keep it from
-learning looks in time."""
+to every token, and a person uses words that no caption has."""
 QUIET = 0.25
 """Deviation of the scaled latents, where SDXL's is 1.
 
