@@ -114,7 +114,7 @@ class TrainingConfig(Settings):
     )
     gradient_checkpointing: str = setting(
         "auto",
-        "Recompute activations in the backward pass: much less memory, about a third slower. auto "
+        "Recompute activations in the backward pass: much less memory, and slower. auto "
         "does so where the memory at hand needs it.",
         choices=("auto", "on", "off"),
     )
