@@ -18,6 +18,7 @@ from .concepts import parse_all
 from .config import ErasureConfig
 from .denoiser import Denoiser
 from .errors import ESDError
+from .gradients import are_short, in_parts
 from .rehearsal import Trial
 
 
@@ -160,25 +161,30 @@ def _planned(
         denoiser.compute_dtype,
         (height, width),
     )
-    masters, step = trial.step(config.method, config.training.rank, part, checkpointing)
+    training = config.training
+    passes = -(-training.batch_size // part)
+    short = are_short(denoiser.compute_dtype, training.rank, passes)
+    shapes, step = trial.step(config.method, training.rank, part, checkpointing, short)
     row = trial.evaluation()
-    gradients = 4 * sum(shape.numel() for shape in masters)
-    kept = 2 if config.training.max_drift else 1
-    optimizer = sum(_state(config.training.optimizer, shape) for shape in masters)
-    held = kept * gradients + optimizer
+    sizes = [4 * shape.numel() for shape in shapes]
+    gradients = sum(sizes) // 2 if short else sum(sizes)
+    in_float = max(map(sum, in_parts(sizes))) if short else 0
+    masters = (2 if training.max_drift else 1) * sum(sizes)
+    optimizer = sum(_state(training.optimizer, shape) for shape in shapes)
+    held = masters + optimizer
     bank = _bank(config, height, width)
     on_device = bank if denoiser.device.type == "cpu" else 0
     asked = _rows(config)
     rows = max(1, min(asked, (free - held - on_device) // row))
     return Plan(
         weights=sum(t.numel() * t.element_size() for t in base.values()),
-        masters=kept * gradients,
+        masters=masters,
         gradients=gradients,
         optimizer=optimizer,
         activations=max(0, step - gradients),
         sampling=rows * row,
         bank=bank,
-        needed=held + on_device + max(step, gradients, rows * row),
+        needed=held + on_device + max(step, gradients + in_float, rows * row),
         free=free,
         checkpointing=checkpointing,
         part=part,

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from .formats.keys import diffusers_to_canonical
+from .gradients import ShortGradients
 from .objective import regression_loss
 from .selection import select
 from .slots import replaced, slot
@@ -36,9 +37,12 @@ class Trial:
 
     @lru_cache(maxsize=256)  # noqa: B019  # frozen, and there are few
     def step(
-        self, method: str, rank: int, batch: int, checkpointing: bool
+        self, method: str, rank: int, batch: int, checkpointing: bool, short: bool
     ) -> tuple[tuple[torch.Size, ...], int]:
-        """The masters' shapes, and the peak of a step on `batch` samples, gradients included."""
+        """The masters' shapes, and the peak of a pass with `batch` samples, gradients included.
+
+        short: whether ShortGradients holds them.
+        """
         with FakeTensorMode(), torch.enable_grad():
             unet, base = self._network()
             if checkpointing:
@@ -51,11 +55,14 @@ class Trial:
             modules = dict(unet.named_modules())
             places = diffusers_to_canonical(unet.config)
             slots = {canonical: slot(modules, name) for name, canonical in places.items()}
-            held = [*base.values(), *student.masters.values()]
+            masters = list(student.masters.values())
+            if short:
+                ShortGradients(masters)
+            held = [*base.values(), *masters]
             with _Peak(held) as peak, replaced(slots, student.made()):
                 x = self._predict(unet, batch)
                 regression_loss(x, torch.zeros_like(x), torch.ones(batch)).backward()
-            shapes = tuple(master.shape for master in student.masters.values())
+            shapes = tuple(master.shape for master in masters)
         return shapes, peak.most
 
     @lru_cache(maxsize=256)  # noqa: B019

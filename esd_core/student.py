@@ -99,9 +99,10 @@ class LowRankStudent:
             self.masters[f"{stem}.lora_up.weight"] = nn.Parameter(up)
 
     def _product(self, name: str) -> Tensor:
+        """As a matrix, [out, in * kernel]."""
         stem = name.removesuffix(".weight")
         up, down = self.masters[f"{stem}.lora_up.weight"], self.masters[f"{stem}.lora_down.weight"]
-        return (self.alpha / self.rank) * (up @ down).view(self._base[name].shape)
+        return (self.alpha / self.rank * up) @ down
 
     def tensors(self) -> dict[str, Tensor]:
         """As FullStudent's."""
@@ -115,12 +116,17 @@ class LowRankStudent:
         }
 
     def _sum(self, name: str) -> Tensor:
-        return (self._base[name].float() + self._product(name)).to(self._dtype)
+        # In place: a lean run peaks at what the largest weight takes here.
+        total = self._product(name).add_(self._base[name].flatten(1))
+        return total.to(self._dtype).view(self._base[name].shape)
 
     @torch.no_grad()
     def change(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """As FullStudent's."""
-        return {name: self._product(name).to("cpu", dtype) for name in self._base}
+        return {
+            name: self._product(name).view(weight.shape).to("cpu", dtype)
+            for name, weight in self._base.items()
+        }
 
 
 Student = FullStudent | LowRankStudent

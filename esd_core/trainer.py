@@ -14,6 +14,7 @@ from .bank import Bank, Samples
 from .denoiser import Denoiser
 from .erasure import fingerprint
 from .errors import ESDError
+from .gradients import ShortGradients, are_short
 from .memory import Plan, exhausted, ran_out
 from .objective import regression_loss
 from .optimizer import make_optimizer
@@ -89,7 +90,11 @@ class Trainer:
         self.part = training.batch_size
         if plan:
             self.checkpointing, self.part, bank.together = plan.checkpointing, plan.part, plan.rows
-        self.optimizer = make_optimizer(training, list(student.masters.values()))
+        masters = list(student.masters.values())
+        self.optimizer = make_optimizer(training, masters)
+        passes = -(-training.batch_size // self.part)
+        short = are_short(denoiser.compute_dtype, training.rank, passes)
+        self.short_gradients = ShortGradients(masters) if short else None
         scaled = denoiser.compute_dtype == torch.float16
         self.scaler = torch.amp.GradScaler(denoiser.device.type, enabled=scaled)
         seed = self.config.seed
@@ -178,6 +183,8 @@ class Trainer:
         self.noise.set_state(place[5])
         self.order.set_state(place[6])
         self.optimizer.zero_grad(set_to_none=True)
+        if self.short_gradients:
+            self.short_gradients.clear()
 
     def _next_batch(self) -> Tensor:
         """Rows of the round's samples; a new round when this one is used up."""
@@ -219,6 +226,9 @@ class Trainer:
         training = self.config.training
         for group in self.optimizer.param_groups:
             group["lr"] = training.learning_rate * min(1.0, (self.step + 1) / (training.warmup + 1))
+        if self.short_gradients:
+            self.short_gradients.step(self.optimizer, training.max_grad_norm)
+            return
         self.scaler.unscale_(self.optimizer)
         if training.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(self.student.masters.values(), training.max_grad_norm)
