@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -36,15 +37,15 @@ class ShortGradients:
     """
 
     def __init__(self, masters: Sequence[nn.Parameter]) -> None:
-        self._masters = list(masters)
-        self._held: dict[nn.Parameter, Tensor] = {}
-        for master in self._masters:
-            master.register_post_accumulate_grad_hook(self._take)
+        # By place, since a master that its own hook refers to is not freed with its last user.
+        self._held: dict[int, Tensor] = {}
+        for place, master in enumerate(masters):
+            master.register_post_accumulate_grad_hook(partial(self._take, place))
 
-    def _take(self, master: Tensor) -> None:
-        assert isinstance(master, nn.Parameter) and master.grad is not None
-        assert master not in self._held, "a second pass would need more than 16 bits"
-        self._held[master] = master.grad.to(torch.bfloat16)
+    def _take(self, place: int, master: Tensor) -> None:
+        assert master.grad is not None
+        assert place not in self._held, "a second pass would need more than 16 bits"
+        self._held[place] = master.grad.to(torch.bfloat16)
         master.grad = None
 
     @torch.no_grad()
@@ -52,14 +53,16 @@ class ShortGradients:
         """One optimizer step, after which no gradient is left.
 
         Args:
-            optimizer: of the masters; it passes over those that have no gradient.
+            optimizer: of the same masters in the same order; it passes over those that have no
+                gradient.
             max_norm: a larger norm of all gradients is scaled down to it, as by
                 torch.nn.utils.clip_grad_norm_; 0 switches that off.
         """
         scale = self._scale(max_norm) if max_norm else 1.0
-        for part in in_parts(self._masters):
-            for master in part:
-                held = self._held.pop(master, None)
+        masters = [master for group in optimizer.param_groups for master in group["params"]]
+        for part in in_parts([*enumerate(masters)]):
+            for place, master in part:
+                held = self._held.pop(place, None)
                 master.grad = None if held is None else held.float().mul_(scale)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -1,5 +1,8 @@
 """Gradients in 16 bits on their way to the optimizer, against what torch does in 32."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -79,6 +82,21 @@ def test_what_is_forgotten_is_not_stepped():
     held.clear()
     held.step(torch.optim.SGD(masters, lr=1.0), 0.0)
     assert all(torch.equal(m, b) for m, b in zip(masters, before, strict=True))
+
+
+def test_masters_go_with_their_last_user():
+    """Without waiting for the garbage collector: they are gigabytes."""
+    masters, backward = masters_with(GRADIENTS[:3])
+    held = ShortGradients(masters)
+    backward()
+    references = [weakref.ref(master) for master in masters]
+    gc.disable()
+    try:
+        del masters, backward
+        assert [reference() for reference in references] == [None] * 3
+    finally:
+        gc.enable()
+    held.clear()
 
 
 @pytest.mark.parametrize("count", [1, 2, 16, 17, 140, 1122])

@@ -6,14 +6,13 @@ import json
 import sys
 
 import torch
-from torch import Tensor
 
 from esd_core.config import ErasureConfig
 from esd_core.diffusers_denoiser import DiffusersDenoiser
 from esd_core.erase import prepare
-from esd_core.trainer import Trainer
 
-from . import full_size, pocket
+from . import full_size, pocket, variants
+from .bare import Bare
 from .figure import Figure, seconds
 from .worker import answer
 
@@ -26,7 +25,8 @@ def run(pairs: int) -> list[Figure]:
     what = "a training step, against the student's bare forward and backward"
     figures = [Figure("step", f"{what}, pocket", "s", 1.05, *of_pocket(pairs))]
     times = answer("step", str(min(pairs, FULL_PAIRS)))
-    return [*figures, Figure("step, full size", f"{what}, SDXL", "s", 1.05, *times)]
+    figures.append(Figure("step, full size", f"{what}, SDXL", "s", 1.05, *times))
+    return [*figures, *variants.run(pairs)]
 
 
 def of_pocket(pairs: int) -> tuple[list[float], list[float]]:
@@ -52,35 +52,6 @@ def measured(
         ours.append(sums[0] / repeats)
         other.append(sums[1] / repeats)
     return ours, other
-
-
-class Bare:
-    """The UNet of diffusers with gradients switched on where a method trains; nothing else."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.unet = trainer.denoiser.unet  # type: ignore[attr-defined]  # of DiffusersDenoiser
-        self.trainer = trainer
-        slots = trainer.denoiser._slots  # type: ignore[attr-defined]
-        self.trained = [
-            module.get_parameter(leaf) for module, leaf in map(slots.get, trainer.student.masters)
-        ]
-
-    def step(self) -> None:
-        batch = self.trainer.config.training.batch_size
-        bank, config = self.trainer.bank, self.trainer.config
-        shape = self.trainer.denoiser.latent_shape(config.width, config.height)
-        x, target = torch.randn(2, batch, *shape, dtype=self.unet.dtype)
-        rows = bank.conditioning.select([0] * batch)
-        added = {"text_embeds": rows.pooled, "time_ids": rows.time_ids}
-        for parameter in self.trained:
-            parameter.requires_grad_(True)
-        predicted: Tensor = self.unet(
-            x, 500, rows.context, added_cond_kwargs=added, return_dict=False
-        )[0]
-        (predicted - target).square().mean().backward()
-        for parameter in self.trained:
-            parameter.grad = None
-            parameter.requires_grad_(False)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,8 @@ def train_text(work: Path, seed: int, pair: Tokenizers) -> Towers:
     torch.manual_seed(seed)
     towers, captions = Towers(pair), all_captions()
     meanings = torch.tensor([_meaning(caption) for caption in captions])
-    fillers = fillers_of(pair)
+    # Words of the vocabulary; hardly any of them means anything in this world.
+    fillers = [pair[0].decode([token]) for token in range(1000, 12000)]
 
     def loss_of(rng: np.random.Generator) -> Tensor:
         rows = rng.integers(0, len(captions), _BATCH)
@@ -115,11 +116,6 @@ def _meaning(caption: Caption) -> tuple[int, int]:
     if len(caption.looks) == 1:
         return thing, LOOKS.index(caption.looks[0])
     return thing, len(LOOKS) + (caption.looks == LOOKS)
-
-
-def fillers_of(pair: Tokenizers) -> list[str]:
-    """Words of the vocabulary; hardly any of them means anything in this world."""
-    return [pair[0].decode([token]) for token in range(1000, 12000)]
 
 
 def disturbed(prompt: str, fillers: Sequence[str], rng: np.random.Generator) -> str:
