@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from .errors import ConfigError
 
@@ -30,12 +29,16 @@ class Made:
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*tree_map(dense, args), **tree_map(dense, kwargs or {}))
+        return func(*map(dense, args), **{k: dense(v) for k, v in (kwargs or {}).items()})
 
 
 def dense(value: Any) -> Any:
-    """The tensor that a Made stands for; anything else is itself."""
-    return value.make() if isinstance(value, Made) else value
+    """The tensor that a Made stands for, also in a list of tensors; anything else is itself."""
+    if isinstance(value, Made):
+        return value.make()
+    if isinstance(value, (list, tuple)) and any(isinstance(item, Made) for item in value):
+        return type(value)(map(dense, value))
+    return value
 
 
 class FullStudent:

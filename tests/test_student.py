@@ -174,3 +174,31 @@ def test_where_down_starts_is_the_streams():
 def test_biases_alone_cannot_be_of_low_rank():
     with pytest.raises(ConfigError, match=r"training\.rank"):
         LowRankStudent(teacher(), ["linear.bias"], torch.float32, 2, 2.0, stream())
+
+
+# -- what stands in for a tensor ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_layers_and_lists_take_what_is_made(rank):
+    """A layer, by place and by name, and a list, with the results and gradients of tensors."""
+    base = teacher()
+    student = (
+        LowRankStudent(base, WEIGHTS, torch.float32, rank, 1.0, stream())
+        if rank
+        else FullStudent(base, WEIGHTS, torch.float32)
+    )
+    x, images = torch.randn(4, 5, generator=stream(1)), torch.randn(1, 3, 6, 6)
+
+    def run(tensors):
+        linear, small = tensors["linear.weight"], tensors["small.weight"]
+        total = (
+            F.linear(x, linear, None).sum() + F.linear(x, weight=linear, bias=None).square().sum()
+        )
+        total = total + F.conv2d(images, tensors["conv.weight"], None, 2, (1, 1)).square().sum()
+        total = total + torch.cat([small, torch.ones(1, 7), small]).square().sum()
+        gradients = torch.autograd.grad(total, [*student.masters.values()])
+        return total, *gradients
+
+    for made, expected in zip(run(student.made()), run(student.tensors()), strict=True):
+        torch.testing.assert_close(made, expected)
