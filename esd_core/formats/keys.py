@@ -12,6 +12,7 @@ Layouts: diffusers `models/unets/unet_2d_condition.py`; CompVis latent-diffusion
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from ..errors import ESDError
@@ -97,12 +98,12 @@ def diffusers_to_canonical(config: Mapping[str, Any]) -> dict[str, str]:
     modules = STEM | _label_modules(config)
     for part in (_down_modules(down), _mid_modules(config), _up_modules(up)):
         modules.update(part)
-    names = {
+    in_order = sorted(modules.items(), key=lambda pair: model_order(pair[1]))
+    return {
         f"{path}.{kind}": f"{canonical}.{kind}"
-        for path, canonical in modules.items()
+        for path, canonical in in_order
         for kind in _parameter_kinds(canonical)
     }
-    return dict(sorted(names.items(), key=lambda pair: model_order(pair[1])))
 
 
 def canonical_to_diffusers(config: Mapping[str, Any]) -> dict[str, str]:
@@ -115,10 +116,12 @@ def model_order(name: str) -> tuple[tuple[int, int, str], ...]:
 
     Numbers compare as numbers; words LDM does not have come last, by the alphabet.
     """
-    return tuple(
-        (0, int(part), "") if part.isdecimal() else (1, _RANK.get(part, len(_RANK)), part)
-        for part in name.split(".")
-    )
+    return tuple(map(_word_order, name.split(".")))
+
+
+@lru_cache(maxsize=1024)
+def _word_order(word: str) -> tuple[int, int, str]:
+    return (0, int(word), "") if word.isdecimal() else (1, _RANK.get(word, len(_RANK)), word)
 
 
 def _refuse_foreign_parts(config: Mapping[str, Any]) -> None:

@@ -22,9 +22,15 @@ def base_of(model: comfy.model_patcher.ModelPatcher) -> Base:
 
 
 def unpatched(model: comfy.model_patcher.ModelPatcher) -> dict[str, Tensor]:
-    """By canonical name."""
-    held = model.get_key_patches(PREFIX)
-    return {name: held[f"{PREFIX}{name}"][0][0] for name in parameters(model)}
+    """By canonical name. The host keeps aside what it works a patch into."""
+    found = parameters(model)
+    aside = {key: kept.weight for key, kept in model.backup.items()}
+    aside |= {key: kept[0] for key, kept in model.hook_backup.items()}
+    for key, weight in aside.items():
+        name = key.removeprefix(PREFIX)
+        if key != name and name in found:
+            found[name] = weight
+    return found
 
 
 def diffusers_config(model: comfy.model_patcher.ModelPatcher) -> dict[str, Any]:

@@ -101,7 +101,8 @@ def _loader(side: str) -> Callable[[Any, str], Any]:
         return lambda model, name: stock.load_lora_model_only(model, name, 1.0)[0]
     from esd_pack.nodes.load_erased import ESDLoadErased
 
-    return lambda model, name: ESDLoadErased.execute(model, name, 1.0).result[0]
+    ours = ESDLoadErased.PREPARE_CLASS_CLONE(None)  # as the host does before it runs a node
+    return lambda model, name: ours.execute(model, name, 1.0).result[0]
 
 
 if __name__ == "__main__":
