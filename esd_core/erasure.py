@@ -239,9 +239,11 @@ def check_fits(erasure: Erasure, denoiser: Weights) -> str:
 
 
 def _other_weights(erasure: Erasure, base: Mapping[str, Tensor]) -> str:
+    if not erasure.fingerprint:
+        return ""
     before = torch.tensor(erasure.fingerprint)
     now = torch.tensor([float(v) for v in fingerprint(base).split()])
-    if not len(before) or len(before) != len(now):
+    if len(before) != len(now):
         return ""
     difference = float((now - before).norm() / before.norm())
     if difference <= _SAME_WEIGHTS:

@@ -109,7 +109,7 @@ def check_finite(path: str | os.PathLike[str], name: str, tensor: Tensor) -> Non
 def is_finite(tensor: Tensor) -> bool:
     """By its least and greatest, which NaN spoils too: no mask is made of it."""
     wide = tensor if tensor.element_size() > 1 else tensor.float()  # fp8 cannot be compared
-    return tensor.numel() == 0 or all(bool(end.isfinite()) for end in wide.aminmax())
+    return tensor.numel() == 0 or all(math.isfinite(end) for end in wide.aminmax())
 
 
 def _is_whole(tensors: Mapping[str, Tensor], stem: str) -> bool:
