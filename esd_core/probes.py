@@ -1,7 +1,7 @@
 """Probes: how much of a concept is left, and what else has moved, without decoding a picture.
 
 Both are measured at states of the teacher's own guided trajectories, from noise that training
-never sees.
+never sees. They have no more steps than the training's: who trains on short ones has little time.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Probes:
             denoiser,
             noise,
             [rows.select([i] * TRAJECTORIES) for i in range(len(rows))],
-            denoiser.schedule(STEPS),
+            denoiser.schedule(min(STEPS, config.trajectory.steps)),
             config.trajectory.guidance,
             lambda x, sigma, p: seen.append((x, torch.full((len(x),), sigma), p)),
         )

@@ -119,3 +119,13 @@ def test_the_noise_is_held_out_and_always_the_same(toy, settings):
 
 def rows_of(x):
     return [tuple(row.flatten().tolist()) for row in x]
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(3, 3), (1, 1), (20, 8)])
+def test_they_follow_no_longer_trajectories_than_the_training(model, settings, steps, expected):
+    """Up to eight steps, as the model is asked for a schedule of."""
+    config = settings({"concepts": ["hat"], "trajectory.steps": steps})
+    bank, asked, schedule = Bank(model, config), set(), model.schedule
+    model.schedule = lambda steps: asked.add(steps) or schedule(steps)
+    Probes(model, bank, config.preserved)
+    assert asked == {expected}
