@@ -56,6 +56,6 @@ def measured(
 
 if __name__ == "__main__":
     torch.set_grad_enabled(True)
-    settings = full_size.config(**{"trajectory.steps": 8, "trajectory.count": 1})
+    settings = full_size.config(**{"trajectory.steps": 4, "trajectory.count": 1})
     sides = measured(full_size.denoiser(torch.float32), settings, int(sys.argv[1]), repeats=1)
     print(json.dumps(sides))
