@@ -8,9 +8,8 @@ from comfy_api.latest import io
 
 from ..esd_core.config import ErasureConfig
 from ..esd_core.errors import ESDError
-from .host import training
+from .host import patches, training
 from .host.folders import check_prefix
-from .host.patches import patched, with_prefix
 from .host.progress import told
 from .report import of_training
 from .train_options import Options
@@ -106,7 +105,7 @@ class ESDTrain(io.ComfyNode):
         resume = bool(options and options.resume)
         trained = training.train(model, clip, config, filename_prefix, resume, node)
         report = of_training(trained)
-        erased = patched(model, with_prefix(trained.erasure.tensors), 1.0)
+        erased = patches.erased(model, trained.erasure.tensors, 1.0)
         return io.NodeOutput(
             erased, trained.erasure, {"loss": trained.losses}, report, ui=told(report, node)
         )

@@ -13,7 +13,7 @@ from ...esd_core.formats.base import Base
 from ...esd_core.formats.lazy import spec_of
 from ...esd_core.source import FOREIGN, open_source
 from .model import PREFIX
-from .patches import patched, with_prefix
+from .patches import erased, patched
 from .unet_config import base_of
 
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -37,7 +37,7 @@ def load(
     notes = [check_fits(erasure, base), _stacked(model, erasure)]
     if source.left_out and not source.needs_base:
         notes.append(f"{source.left_out} tensors are for a text encoder and are left out")
-    changed = patched(model, with_prefix(erasure.tensors), strength)
+    changed = erased(model, erasure.tensors, strength)
     if strength:
         notes.append(_rounding(base, erasure, strength))
     return changed, ";\n".join(filter(None, notes))

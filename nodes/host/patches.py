@@ -10,6 +10,7 @@ import comfy.model_patcher
 from torch import Tensor
 
 from ...esd_core.errors import FileError
+from ...esd_core.formats.adapters import part_of
 from .model import PREFIX
 
 
@@ -19,15 +20,33 @@ def patched(
     """A clone with the change of a LoRA-like file added, as the stock loaders add it.
 
     Args:
-        tensors: by the names in the file, with the prefix.
+        tensors: by the names in the file, of any kind that the host knows.
 
     Raises:
         FileError: the MODEL has no place for one of them.
     """
+    return _added(model, tensors, comfy.lora.model_lora_keys_unet(model.model, {}), strength)
+
+
+def erased(
+    model: comfy.model_patcher.ModelPatcher, tensors: Mapping[str, Tensor], strength: float
+) -> comfy.model_patcher.ModelPatcher:
+    """As `patched`, of an erasure's tensors, whose names need no search among all kinds."""
+    parts = filter(None, map(part_of, tensors))
+    keys = {f"{PREFIX}{module}": f"{PREFIX}{module}.weight" for module, _ in parts}
+    named = {f"{PREFIX}{name}": tensor for name, tensor in tensors.items()}
+    return _added(model, named, keys, strength)
+
+
+def _added(
+    model: comfy.model_patcher.ModelPatcher,
+    tensors: Mapping[str, Tensor],
+    keys: Mapping[str, str],
+    strength: float,
+) -> comfy.model_patcher.ModelPatcher:
     clone = model.clone()
     if strength == 0:
         return clone
-    keys = comfy.lora.model_lora_keys_unet(model.model, {})
     patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(tensors)), keys)
     added = clone.add_patches(patches, strength)
     if not patches or len(added) != len(patches):
@@ -37,8 +56,3 @@ def patched(
             "made for"
         )
     return clone
-
-
-def with_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An erasure's tensors under the names that they have in its file."""
-    return {f"{PREFIX}{name}": tensor for name, tensor in tensors.items()}
