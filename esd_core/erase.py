@@ -64,6 +64,7 @@ def prepare(
     """The trainer that `erase` runs, for a host that has to reach it on the way."""
     plan = memory.check(denoiser, config)
     bank = bank_type(denoiser, config)
+    bank.together = plan.rows
     student = make_student(denoiser, config)
     state = None
     if resume and state_file:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from .bank import Bank
-from .concepts import Concept
 from .denoiser import Conditioning, Denoiser
 from .sampling import sample, unit_noise
 
@@ -52,7 +51,7 @@ class _States:
     prompt: Conditioning
     own: Tensor
     empty: Tensor
-    concept: Tensor | None = None
+    concept: Tensor
 
 
 class Probes:
@@ -65,34 +64,56 @@ class Probes:
     """
 
     def __init__(self, denoiser: Denoiser, bank: Bank, preserved: Sequence[str]) -> None:
-        self._denoiser, self._config = denoiser, bank.config
+        self._denoiser, self._config, self._together = denoiser, bank.config, bank.together
         self.preserved = tuple(preserved)
-        self._concepts = {str(c): self._record(c.student_prompt, c) for c in bank.concepts}
-        watched = dict.fromkeys([*preserved, *UNRELATED])
-        self._prompts = {prompt: self._record(prompt) for prompt in watched}
+        plain = [c for c in bank.concepts if not c.erase_from]
+        wider = [c for c in bank.concepts if c.erase_from]
+        watched = list(dict.fromkeys([*preserved, *UNRELATED]))
+        asked = [*(c.student_prompt for c in plain), *watched]
+        states = dict(zip([*map(str, plain), *watched], self._record(asked), strict=True))
+        self._prompts = {prompt: states[prompt] for prompt in watched}
+        found = self._record([c.student_prompt for c in wider], [c.name for c in wider])
+        states = {**states, **dict(zip(map(str, wider), found, strict=True))}
+        self._concepts = {str(c): states[str(c)] for c in bank.concepts}
 
-    def _record(self, prompt: str, concept: Concept | None = None) -> _States:
+    def _record(self, prompts: Sequence[str], names: Sequence[str] = ()) -> list[_States]:
+        """States of every prompt's trajectories, followed side by side from the same noise.
+
+        names: what is erased from each prompt, predicted there too; without them, the prompts.
+        """
+        if not prompts:
+            return []
         config, denoiser = self._config, self._denoiser
-        further = [concept.name] if concept and concept.erase_from else []
-        rows = denoiser.encode([prompt, "", *further], config.width, config.height)
+        rows = denoiser.encode([*prompts, "", *names], config.width, config.height)
+        own = torch.arange(len(prompts)).repeat_interleave(TRAJECTORIES)
+        empty = torch.full_like(own, len(prompts))
+        asked = [own, empty, len(prompts) + 1 + own] if names else [own, empty]
         shape = denoiser.latent_shape(config.width, config.height)
         # Held out whatever the run's seed is.
         seed = _PROBE_SEED + (config.seed == _PROBE_SEED)
         generator = torch.Generator().manual_seed(seed)
         noise = unit_noise((TRAJECTORIES, *shape), generator, denoiser.device)
-        seen: list[tuple[Tensor, Tensor, Sequence[Tensor]]] = []
+        seen: list[tuple[Tensor, float, Sequence[Tensor]]] = []
         sample(
             denoiser,
-            noise,
-            [rows.select([i] * TRAJECTORIES) for i in range(len(rows))],
+            noise.repeat(len(prompts), 1, 1, 1),
+            [rows.select(column) for column in asked],
             denoiser.schedule(min(STEPS, config.trajectory.steps)),
             config.trajectory.guidance,
-            lambda x, sigma, p: seen.append((x, torch.full((len(x),), sigma), p)),
+            lambda x, sigma, predicted: seen.append((x, sigma, predicted)),
+            self._together,
         )
-        x, sigma = torch.cat([s[0] for s in seen]), torch.cat([s[1] for s in seen]).to(noise.device)
-        columns = [torch.cat([s[2][i] for s in seen]) for i in range(len(rows))]
-        target = columns[-1] if further else columns[0]
-        return _States(x, sigma, rows.select([0] * len(x)), columns[0], columns[1], target)
+        sigma = torch.tensor([s[1] for s in seen], device=noise.device)
+        sigma = sigma.repeat_interleave(TRAJECTORIES)
+
+        def states(index: int) -> _States:
+            part = slice(index * TRAJECTORIES, (index + 1) * TRAJECTORIES)
+            x = torch.cat([s[0][part] for s in seen])
+            columns = [torch.cat([s[2][i][part] for s in seen]) for i in range(len(asked))]
+            prompt = rows.select([index] * len(x))
+            return _States(x, sigma, prompt, columns[0], columns[1], columns[-1 if names else 0])
+
+        return [states(index) for index in range(len(prompts))]
 
     @torch.no_grad()
     def measure(self, student: Mapping[str, Tensor]) -> ProbeReport:
@@ -101,9 +122,7 @@ class Probes:
         with self._denoiser.swapped(student):
             for name, states in self._concepts.items():
                 moved = self._predict(states) - states.empty
-                direction = (
-                    states.concept if states.concept is not None else states.own
-                ) - states.empty
+                direction = states.concept - states.empty
                 whole = ((states.own - states.empty) * direction).sum()
                 share[name] = float((moved * direction).sum() / whole)
                 distance[name] = float(moved.norm() / direction.norm())

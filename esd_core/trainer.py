@@ -89,7 +89,7 @@ class Trainer:
         self.checkpointing = training.gradient_checkpointing == "on"
         self.part = training.batch_size
         if plan:
-            self.checkpointing, self.part, bank.together = plan.checkpointing, plan.part, plan.rows
+            self.checkpointing, self.part = plan.checkpointing, plan.part
         masters = list(student.masters.values())
         self.optimizer = make_optimizer(training, masters)
         passes = -(-training.batch_size // self.part)

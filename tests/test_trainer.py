@@ -188,8 +188,9 @@ def gradients_of_a_step(trainer, recorder):
     seen = {}
 
     def note(*_):
-        masters = trainer.student.masters
-        seen.update({name: m.grad.double().clone() for name, m in masters.items()})
+        for name, master in trainer.student.masters.items():
+            if master.grad is not None:  # gradients of bf16 come in parts
+                seen[name] = master.grad.double().clone()
 
     trainer.optimizer.register_step_pre_hook(note)
     host = recorder()
