@@ -1,7 +1,7 @@
 """Other ways to run a step's network: channels last, compiled, checkpointed, each against plain.
 
-What does not pay is not done. A graph that torch.compile makes holds the parameters that it was
-made of, and training swaps them at every step, so that the plain network is what is compiled here.
+What does not pay is not done. Compiled is the plain network, without the swapping of tensors that
+a training does at every step: it is the most that could be won.
 """
 
 from __future__ import annotations
