@@ -227,12 +227,12 @@ class Bank:
         if line.concept is None:
             return predictions[0]
         followed, empty = predictions[:2]
-        anchor = concept = followed
+        push = self.config.negative_guidance
         if line.concept.erase_from:
-            concept = predictions[2]
-        else:
-            anchor = predictions[2] if line.concept.anchor else empty
-        return erasure_target(anchor, concept, empty, self.config.negative_guidance)
+            # The anchor holds the concept here: one more step away from it is the published run.
+            return erasure_target(followed, predictions[2], empty, push + 1)
+        anchor = predictions[2] if line.concept.anchor else empty
+        return erasure_target(anchor, followed, empty, push)
 
 
 def join(parts: Sequence[Samples]) -> Samples:

@@ -21,8 +21,9 @@ def erasure_target(
 
     Args:
         anchor, concept, empty: the teacher's predictions at one (x, sigma), of one shape.
-        negative_guidance: eta in the paper's convention. The official scripts of 2025 write
-            eps*(concept) for the anchor, so their eta is this one + 1.
+        negative_guidance: eta in the paper's convention: how far beyond the anchor. Where the anchor
+            holds the concept itself, as in `hat <- cowboy`, it is eta + 1: the official scripts of
+            2025 start from eps*(erase_from), so that their eta is 1 where ours is 0.
     """
     return anchor - negative_guidance * (concept - empty)
 

@@ -28,8 +28,8 @@ class ProbeReport:
     """Shares of concepts and drifts of prompts, by name.
 
     Attributes:
-        share: 1 before training; 0 where the student predicts as little of the concept as the
-            empty prompt does; -eta where it has reached the target.
+        share: 1 before training; 0 where all of the concept is taken away; -eta where the student
+            has reached the target of `c` or `c <- f`.
         distance: |student - empty| / |concept - empty|, which is eta at the target.
         drift: |student - teacher| / |teacher| for preserved and unrelated prompts.
     """
@@ -58,9 +58,10 @@ class Probes:
     """Records the teacher once; `measure` then compares the student with it.
 
     With f = `erase_from`, or the concept c itself, d = eps*(c) - eps*(empty) and <,> summed over
-    all states:  share = <eps_student(f) - eps*(empty), d> / <eps*(f) - eps*(empty), d>.
+    all states:  share = 1 - <eps*(f) - eps_student(f), d> / <d, d>.
     The plain ratio of norms cannot tell a concept that is there from one that is pushed to the
-    other side, where the target lies; the sign of the projection can.
+    other side, where the target lies; the sign of the projection can. What is taken away counts
+    against all of the concept, so that it holds as well where f shows little of it.
     """
 
     def __init__(self, denoiser: Denoiser, bank: Bank, preserved: Sequence[str]) -> None:
@@ -121,11 +122,11 @@ class Probes:
         share, distance, drift = {}, {}, {}
         with self._denoiser.swapped(student):
             for name, states in self._concepts.items():
-                moved = self._predict(states) - states.empty
+                predicted = self._predict(states)
                 direction = states.concept - states.empty
-                whole = ((states.own - states.empty) * direction).sum()
-                share[name] = float((moved * direction).sum() / whole)
-                distance[name] = float(moved.norm() / direction.norm())
+                taken = ((states.own - predicted) * direction).sum() / direction.square().sum()
+                share[name] = 1 - float(taken)
+                distance[name] = float((predicted - states.empty).norm() / direction.norm())
             for name, states in self._prompts.items():
                 drift[name] = float((self._predict(states) - states.own).norm() / states.own.norm())
         return ProbeReport(share, distance, drift)

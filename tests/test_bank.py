@@ -42,7 +42,10 @@ ERASING = {
         "Van Gogh",
         lambda e: e("painting") - ETA * (e("Van Gogh") - e("")),
     ),
-    "cowboy hat <- cowboy": ("cowboy", lambda e: e("cowboy") - ETA * (e("cowboy hat") - e(""))),
+    "cowboy hat <- cowboy": (
+        "cowboy",
+        lambda e: e("cowboy") - (ETA + 1) * (e("cowboy hat") - e("")),
+    ),
 }
 
 

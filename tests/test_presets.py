@@ -56,7 +56,7 @@ def test_the_defaults_are_the_official_sdxl_run() -> None:
 @pytest.mark.parametrize(
     ("name", "official_eta"), [("official-sdxl", 1), ("official-sdxl-esd-u", 1), ("official-sd", 2)]
 )
-def test_the_official_eta_counts_one_more(name: str, official_eta: float) -> None:
+def test_presets_count_eta_as_the_paper_does(name: str, official_eta: float) -> None:
     assert load(name).negative_guidance == official_eta - 1
 
 

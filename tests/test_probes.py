@@ -63,6 +63,13 @@ def test_share_of_what_is_erased_from_a_wider_prompt(model, settings, gain, shar
     assert report.distance[line] == pytest.approx(expected, rel=1e-5)
 
 
+def test_share_where_the_wider_prompt_has_nothing_of_the_concept(model, settings):
+    """d = (0, 2) of the hat, and the sky has none of it: nothing is taken away, all is left."""
+    line = "hat <- sky"
+    report = measured(probes_of(model, settings, concepts=[line]), 1, 0, 1, 1)
+    assert report.share[line] == pytest.approx(1.0, abs=1e-5)
+
+
 def test_drift_by_hand(toy, settings):
     """Without the common part eps(sky) is its vector: the drift is the change of its channel."""
     model = toy(VECTORS, shared=0.0)
