@@ -6,10 +6,9 @@ import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,6 +20,9 @@ from .objective import regression_loss
 from .selection import select
 from .slots import replaced, slot
 from .student import FullStudent, LowRankStudent, Student, dense
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
 
 _TOKENS = 77
 
@@ -75,6 +77,8 @@ class Trial:
         return peak.most
 
     def _network(self) -> tuple[UNet2DConditionModel, dict[str, Tensor]]:
+        from diffusers import UNet2DConditionModel  # the nodes load without it
+
         with torch.device("meta"):
             unet = UNet2DConditionModel.from_config(dict(self.unet_config))
         for module in unet.modules():
