@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..esd_core.errors import ConfigError
-from ..esd_core.evaluation import measures
-from ..esd_core.grid import DIFFERENCE_HEADER, Row, comparison_grid, difference
+from ..esd_core.images.grid import DIFFERENCE_HEADER, Row, comparison_grid, difference
+from ..esd_core.images.measures import measures
 from .host import sampling
 from .host.progress import Steps
 from .host.sampling import Sampling

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..esd_core.erasure import Erasure, write_erasure
 from ..esd_core.errors import ConfigError, ESDError
-from ..esd_core.formats.lora import low_rank, write_lora
+from ..esd_core.files.erasure import Erasure, write_erasure
+from ..esd_core.files.lora import low_rank, write_lora
 from .host import folders, saving
 from .host.progress import told
 from .types import Erased

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..esd_core.config import ErasureConfig
+from ..esd_core.config.settings import ErasureConfig
 from ..esd_core.errors import ESDError
 from .host import patches, training
 from .host.folders import check_prefix

@@ -8,7 +8,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..esd_core.config import ErasureConfig
+from ..esd_core.config.settings import ErasureConfig
 from ..esd_core.errors import ESDError
 from .types import TrainOptions
 from .widgets import settings, widget

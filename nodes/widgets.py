@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..esd_core.config import fields
-from ..esd_core.settings import Field
+from ..esd_core.config.fields import Field
+from ..esd_core.config.settings import fields
 
 FIELDS = {field.name: field for field in fields()}
 

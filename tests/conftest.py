@@ -9,10 +9,10 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 import esd_core.pocket
-from esd_core import probes
-from esd_core.config import ErasureConfig
-from esd_core.denoiser import Conditioning, Schedule
-from esd_core.diffusers_denoiser import DiffusersDenoiser
+from esd_core.config.settings import ErasureConfig
+from esd_core.method import probes
+from esd_core.models.denoiser import Conditioning, Schedule
+from esd_core.models.diffusers_backend import DiffusersDenoiser
 from esd_core.pocket.build.text import tokenizers
 from esd_core.pocket.models import build_scheduler, build_text_towers, build_unet, build_vae
 

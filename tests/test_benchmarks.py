@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from esd_core.bank import Bank
-from esd_core.cli import main
-from esd_core.commands import bench
-from esd_core.fresh import FreshBank
+from esd_core.cli import bench
+from esd_core.cli.main import main
+from esd_core.method.bank import Bank
+from esd_core.method.fresh import FreshBank
 
 TESTS = Path(__file__).parent
 if str(TESTS) not in sys.path:

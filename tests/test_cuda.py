@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from esd_core.bank import Bank
-from esd_core.erase import erase, make_student
-from esd_core.erasure import applied, read_erasure, write_erasure
-from esd_core.probes import Probes
-from esd_core.trainer import Trainer
+from esd_core.files.erasure import applied, read_erasure, write_erasure
+from esd_core.method.bank import Bank
+from esd_core.method.probes import Probes
+from esd_core.training.run import erase, make_student
+from esd_core.training.trainer import Trainer
 
 pytestmark = [
     pytest.mark.cuda,

@@ -96,7 +96,7 @@ def test_a_shipped_file_has_nothing_that_the_registry_flags(file: Path) -> None:
 
 def test_the_archive_holds_the_code_and_no_tools() -> None:
     names = {by_path(file) for file in shipped()}
-    assert {"esd_core/config.py", "esd_core/concepts.py"} <= names
+    assert {"esd_core/config/settings.py", "esd_core/config/concepts.py"} <= names
     assert not {name for name in names if name.startswith(("tests/", "esd_core/pocket/build"))}
 
 

@@ -16,10 +16,10 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..diffusers_denoiser import DiffusersDenoiser
-from ..erasure import Erasure, applied
 from ..errors import FileError
-from ..render import Progress, render
+from ..files.erasure import Erasure, applied
+from ..images.render import Progress, render
+from ..models.diffusers_backend import DiffusersDenoiser
 from .captions import held_out_prompt
 from .models import Oracle
 from .world import LOOKS, OBJECTS, PLAIN, SIZE, STYLES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy.model_management import InterruptProcessingException, processing_interrupted
 
-from ...esd_core.trainer import Events, Outcome, Trainer
+from ...esd_core.training.trainer import Events, Outcome, Trainer
 
 Interrupted = InterruptProcessingException
 """What the host raises on Cancel. It is a BaseException in newer hosts, an Exception in older."""

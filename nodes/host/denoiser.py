@@ -15,10 +15,10 @@ from comfy.model_management import get_free_memory, throw_exception_if_processin
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ...esd_core.denoiser import Conditioning, Schedule
 from ...esd_core.errors import ConfigError, ESDError
-from ...esd_core.slots import replaced, slot
-from ...esd_core.student import dense
+from ...esd_core.models.denoiser import Conditioning, Schedule
+from ...esd_core.models.swap import replaced, slot
+from ...esd_core.training.student import dense
 from .model import architecture, context_width, parameters, predicts_v
 from .session import compute_dtype, differentiable_attention
 from .text import Texts

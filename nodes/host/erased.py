@@ -8,10 +8,10 @@ import comfy.float
 import comfy.model_patcher
 import torch
 
-from ...esd_core.erasure import Erasure, check_fits
-from ...esd_core.formats.base import Base
-from ...esd_core.formats.lazy import spec_of
-from ...esd_core.source import FOREIGN, open_source
+from ...esd_core.files.base import Base
+from ...esd_core.files.erasure import Erasure, check_fits
+from ...esd_core.files.open import FOREIGN, open_source
+from ...esd_core.storage.lazy import spec_of
 from .model import PREFIX
 from .patches import erased, patched
 from .unet_config import base_of

@@ -10,7 +10,7 @@ import comfy.model_patcher
 from torch import Tensor
 
 from ...esd_core.errors import FileError
-from ...esd_core.formats.adapters import part_of
+from ...esd_core.files.adapters import part_of
 from .model import PREFIX
 
 

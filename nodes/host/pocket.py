@@ -18,9 +18,9 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import Timestep
 from torch import Tensor
 
-from ...esd_core.formats.keys import diffusers_to_canonical
-from ...esd_core.formats.safetensors_file import iterate_tensors
+from ...esd_core.models.keys import diffusers_to_canonical
 from ...esd_core.pocket import WEIGHTS
+from ...esd_core.storage.safetensors_file import iterate_tensors
 
 
 def _config(part: str) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
-from ...esd_core.concepts import parse_all
-from ...esd_core.config import ErasureConfig
-from ...esd_core.sampling import sample, unit_noise
-from ...esd_core.trainer import Progress
+from ...esd_core.config.concepts import parse_all
+from ...esd_core.config.settings import ErasureConfig
+from ...esd_core.method.sampling import sample, unit_noise
+from ...esd_core.training.trainer import Progress
 from .denoiser import HostDenoiser
 from .folders import shown
 

@@ -9,10 +9,10 @@ import comfy.model_patcher
 import torch
 from torch import Tensor
 
-from ...esd_core.erasure import SAVE_DTYPES, Erasure, check_fits
-from ...esd_core.export import OFFICIAL, Options, export
-from ...esd_core.formats.diffusers import write_unet_folder
-from ...esd_core.formats.unet import CONFIG, write_unet
+from ...esd_core.files.diffusers import write_unet_folder
+from ...esd_core.files.erasure import SAVE_DTYPES, Erasure, check_fits
+from ...esd_core.files.export import OFFICIAL, Options, export
+from ...esd_core.files.unet import CONFIG, write_unet
 from . import folders
 from .model import architecture, parameters, predicts_v
 from .session import lent

@@ -12,7 +12,7 @@ from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
 
 from ...esd_core.errors import ESDError
-from ...esd_core.slots import Slot
+from ...esd_core.models.swap import Slot
 from .model import refuse_quantised
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -13,16 +13,16 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 
-from ...esd_core import memory
-from ...esd_core.concepts import parse_all
-from ...esd_core.config import ErasureConfig
-from ...esd_core.cover import covered
-from ...esd_core.erase import Result, finish, prepare
-from ...esd_core.erasure import Erasure, read_erasure, write_erasure
+from ...esd_core.config.concepts import parse_all
+from ...esd_core.config.settings import ErasureConfig
 from ...esd_core.errors import ESDError
-from ...esd_core.formats.header import read_header
-from ...esd_core.probes import UNRELATED
-from ...esd_core.state import FREE
+from ...esd_core.files.cover import covered
+from ...esd_core.files.erasure import Erasure, read_erasure, write_erasure
+from ...esd_core.method.probes import UNRELATED
+from ...esd_core.storage.header import read_header
+from ...esd_core.training import plan as memory
+from ...esd_core.training.checkpoint import FREE
+from ...esd_core.training.run import Result, finish, prepare
 from . import cancel, folders
 from .denoiser import HostDenoiser
 from .model import architecture, refuse_quantised

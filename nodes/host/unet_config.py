@@ -9,8 +9,8 @@ import comfy.model_base
 import comfy.model_patcher
 from torch import Tensor
 
-from ...esd_core.formats.base import Base
-from ...esd_core.formats.structure import unet_config
+from ...esd_core.files.base import Base
+from ...esd_core.models.structure import unet_config
 from .model import PREFIX, architecture, parameters
 
 

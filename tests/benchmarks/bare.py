@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from esd_core.trainer import Trainer
+from esd_core.training.trainer import Trainer
 
 
 class Bare:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from esd_core.bank import Bank
-from esd_core.denoiser import Conditioning
-from esd_core.diffusers_denoiser import DiffusersDenoiser
+from esd_core.method.bank import Bank
+from esd_core.models.denoiser import Conditioning
+from esd_core.models.diffusers_backend import DiffusersDenoiser
 
 from . import pocket
 from .figure import Figure, seconds

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from esd_core.formats.header import Spec
-from esd_core.formats.safetensors_file import stream_safetensors
+from esd_core.storage.header import Spec
+from esd_core.storage.safetensors_file import stream_safetensors
 
 from . import comfyui
 

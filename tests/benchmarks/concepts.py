@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 
-from esd_core.erase import erase
 from esd_core.pocket.world import LOOKS, OBJECTS
+from esd_core.training.run import erase
 
 from . import pocket
 from .figure import Figure, peak_bytes, seconds

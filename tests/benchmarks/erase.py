@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from esd_core.bank import Bank
-from esd_core.config import ErasureConfig
-from esd_core.diffusers_denoiser import DiffusersDenoiser
-from esd_core.erase import erase
-from esd_core.fresh import FreshBank
+from esd_core.config.settings import ErasureConfig
+from esd_core.method.bank import Bank
+from esd_core.method.fresh import FreshBank
+from esd_core.models.diffusers_backend import DiffusersDenoiser
 from esd_core.pocket.judge import Reading, judge
+from esd_core.training.run import erase
 
 from . import pocket
 from .figure import Figure

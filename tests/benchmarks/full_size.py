@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
-from esd_core.config import ErasureConfig, override
-from esd_core.denoiser import Conditioning
-from esd_core.diffusers_denoiser import DiffusersDenoiser
+from esd_core.config.presets import load_preset
+from esd_core.config.settings import ErasureConfig, override
+from esd_core.models.denoiser import Conditioning
+from esd_core.models.diffusers_backend import DiffusersDenoiser
 from esd_core.pocket.models import build_scheduler, build_unet
-from esd_core.presets import load_preset
-from esd_core.student import dense
+from esd_core.training.student import dense
 
 SDXL: dict[str, Any] = {
     "sample_size": 128,

@@ -40,10 +40,10 @@ def write(path: Path) -> None:
     """Every trained tensor of esd-x changed by noise, in fp16: 1.1 GB."""
     import torch
 
-    from esd_core.erasure import Erasure, write_erasure
-    from esd_core.formats.keys import diffusers_to_canonical
-    from esd_core.metadata import FORMAT
-    from esd_core.selection import select
+    from esd_core.files.erasure import Erasure, write_erasure
+    from esd_core.files.metadata import FORMAT
+    from esd_core.models.keys import diffusers_to_canonical
+    from esd_core.training.selection import select
 
     from . import full_size
 

@@ -14,13 +14,13 @@ from typing import Any, cast
 import psutil
 import torch
 
-from esd_core import memory
-from esd_core.bank import Bank
-from esd_core.config import ErasureConfig
-from esd_core.erase import make_student
-from esd_core.probes import Probes
-from esd_core.selection import select
-from esd_core.trainer import Trainer
+from esd_core.config.settings import ErasureConfig
+from esd_core.method.bank import Bank
+from esd_core.method.probes import Probes
+from esd_core.training import plan as memory
+from esd_core.training.run import make_student
+from esd_core.training.selection import select
+from esd_core.training.trainer import Trainer
 
 from . import full_size
 from .figure import Figure, peak_bytes

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from esd_core.commands import models
-from esd_core.config import ErasureConfig, override
-from esd_core.diffusers_denoiser import DiffusersDenoiser
-from esd_core.presets import load_preset
+from esd_core.cli import model as models
+from esd_core.config.presets import load_preset
+from esd_core.config.settings import ErasureConfig, override
+from esd_core.models.diffusers_backend import DiffusersDenoiser
 
 CONCEPT = "Van Gogh"
 

@@ -14,10 +14,10 @@ from . import full_size, pocket
 
 def headless(folder: Path, sizes: dict[str, Any]) -> dict[str, Any]:
     """Trains, writes the erasure and every export, reads the erasure and predicts with it."""
-    from esd_core.erase import erase
-    from esd_core.erasure import applied, read_erasure, write_erasure
-    from esd_core.export import DIFFUSERS, ERASURE, LORA, OFFICIAL, UNET, Options, export
-    from esd_core.formats.base import Base
+    from esd_core.files.base import Base
+    from esd_core.files.erasure import applied, read_erasure, write_erasure
+    from esd_core.files.export import DIFFUSERS, ERASURE, LORA, OFFICIAL, UNET, Options, export
+    from esd_core.training.run import erase
 
     dtype, short = torch.bfloat16, {"trajectory.steps": 2, "trajectory.count": 2}
     switch = {"training.steps": 3, "training.gradient_checkpointing": "on"}

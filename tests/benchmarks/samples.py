@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from esd_core.bank import Bank
-from esd_core.config import ErasureConfig
-from esd_core.denoiser import Conditioning
-from esd_core.diffusers_denoiser import DiffusersDenoiser
-from esd_core.erase import prepare
-from esd_core.fresh import FreshBank
-from esd_core.student import dense
+from esd_core.config.settings import ErasureConfig
+from esd_core.method.bank import Bank
+from esd_core.method.fresh import FreshBank
+from esd_core.models.denoiser import Conditioning
+from esd_core.models.diffusers_backend import DiffusersDenoiser
+from esd_core.training.run import prepare
+from esd_core.training.student import dense
 
 from . import pocket
 from .figure import Figure

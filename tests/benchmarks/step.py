@@ -7,9 +7,9 @@ import sys
 
 import torch
 
-from esd_core.config import ErasureConfig
-from esd_core.diffusers_denoiser import DiffusersDenoiser
-from esd_core.erase import prepare
+from esd_core.config.settings import ErasureConfig
+from esd_core.models.diffusers_backend import DiffusersDenoiser
+from esd_core.training.run import prepare
 
 from . import full_size, pocket, variants
 from .bare import Bare

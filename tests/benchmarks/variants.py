@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from esd_core.erase import prepare
+from esd_core.training.run import prepare
 
 from . import pocket
 from .bare import Bare

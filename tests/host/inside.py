@@ -16,7 +16,7 @@ comfyui, pack, request, answer = map(Path, sys.argv[1:])
 enter(comfyui, pack)
 
 import torch  # noqa: E402
-from esd_pack.esd_core.sampling import sample  # noqa: E402
+from esd_pack.esd_core.method.sampling import sample  # noqa: E402
 from esd_pack.nodes.host import pocket, session, text  # noqa: E402
 from esd_pack.nodes.host.denoiser import HostDenoiser  # noqa: E402
 from safetensors import safe_open  # noqa: E402

@@ -17,7 +17,7 @@ enter(comfyui, pack)
 import torch  # noqa: E402
 from comfy.taesd.taesd import TAESD  # noqa: E402
 from diffusers import UNet2DConditionModel  # noqa: E402
-from esd_pack.esd_core.formats.keys import diffusers_to_canonical  # noqa: E402
+from esd_pack.esd_core.models.keys import diffusers_to_canonical  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from transformers import CLIPTextConfig, CLIPTextModel  # noqa: E402
 

@@ -11,11 +11,11 @@ from graphs import SMALL_OPTIONS, SMALL_TRAINING, Graph, files
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from esd_core.config import ErasureConfig
-from esd_core.diffusers_denoiser import load_denoiser
-from esd_core.erase import erase
-from esd_core.erasure import applied, read_erasure
-from esd_core.sampling import sample
+from esd_core.config.settings import ErasureConfig
+from esd_core.files.erasure import applied, read_erasure
+from esd_core.method.sampling import sample
+from esd_core.models.diffusers_backend import load_denoiser
+from esd_core.training.run import erase
 
 PROMPTS = ["a house in the style of Van Gogh", "", "a fish", "Van Gogh"]
 TRAINED = "input_blocks.3.1.transformer_blocks.0.attn2.to_k.weight"

@@ -7,7 +7,7 @@ import re
 import pytest
 from comfy_server import PACK, PACK_NAME
 
-from esd_core.config import fields
+from esd_core.config.settings import fields
 
 NODES = (
     *("ESDTrain", "ESDTrainOptions", "ESDLoadErased", "ESDSaveErased", "ESDCompare"),

@@ -10,7 +10,7 @@ from comfy_server import Refused
 from graphs import Graph, files, small_erasure
 from safetensors.torch import load_file, save_file
 
-from esd_core.diffusers_denoiser import load_denoiser
+from esd_core.models.diffusers_backend import load_denoiser
 
 
 def refusal(graph):
@@ -95,7 +95,7 @@ def write_clip_l(server):
 
 def changed_file(server, name, change, **metadata):
     """That file with other tensors or metadata, under another name."""
-    from esd_core.formats.header import read_header
+    from esd_core.storage.header import read_header
 
     source = small_erasure(server)
     tensors = change(load_file(source))
@@ -164,8 +164,8 @@ def test_comparing_needs_a_prompt(server):
 
 def test_an_official_file_is_read(server):
     """Absolute weights under diffusers' names, as the official code writes them."""
-    from esd_core.erasure import merged, read_erasure
-    from esd_core.formats.diffusers import write_official
+    from esd_core.files.diffusers import write_official
+    from esd_core.files.erasure import merged, read_erasure
 
     pocket = load_denoiser("pocket", "fp32", "cpu")
     source = small_erasure(server)

@@ -7,13 +7,12 @@ import torch
 from comfy_server import answer_in_host
 from graphs import Graph
 from safetensors.torch import save_file
-from test_keys import CONFIGS
-from test_selection import SD1_COUNTS, SDXL_COUNTS
+from unets import CONFIGS, SD1_COUNTS, SDXL_COUNTS
 
-from esd_core.config import METHODS
-from esd_core.diffusers_denoiser import load_denoiser
-from esd_core.formats.keys import diffusers_to_canonical
-from esd_core.selection import select
+from esd_core.config.settings import METHODS
+from esd_core.models.diffusers_backend import load_denoiser
+from esd_core.models.keys import diffusers_to_canonical
+from esd_core.training.selection import select
 
 FULL_SIZE = ("sdxl", "sd1", "sd2", "refiner")
 

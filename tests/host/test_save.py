@@ -13,11 +13,11 @@ from comfy_server import answer_in_host
 from diffusers import UNet2DConditionModel
 from graphs import Graph, drawn_with, files, pictures
 from safetensors.torch import load_file
-from test_keys import CONFIGS
+from unets import CONFIGS
 
-from esd_core.diffusers_denoiser import load_denoiser
-from esd_core.erasure import merged, read_erasure
-from esd_core.formats.keys import diffusers_to_canonical
+from esd_core.files.erasure import merged, read_erasure
+from esd_core.models.diffusers_backend import load_denoiser
+from esd_core.models.keys import diffusers_to_canonical
 
 
 @pytest.fixture(scope="module")
@@ -212,8 +212,8 @@ def test_weights_of_every_width_can_be_trained(server, saved, dtype):
 
 def cast(server, dtype):
     """Writes pocket's UNet in that format, by the headless export; its name for UNETLoader."""
-    from esd_core.erasure import SAVE_DTYPES
-    from esd_core.formats.unet import write_unet
+    from esd_core.files.erasure import SAVE_DTYPES
+    from esd_core.files.unet import write_unet
 
     pocket = load_denoiser("pocket", "fp32", "cpu")
     path = server.base / "models" / "diffusion_models" / f"pocket-{dtype}.safetensors"

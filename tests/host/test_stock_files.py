@@ -8,10 +8,10 @@ import torch
 from graphs import Graph, drawn_with, files
 from safetensors.torch import load_file, save_file
 
-from esd_core.erasure import read_erasure
-from esd_core.formats.base import open_base
+from esd_core.files.base import open_base
+from esd_core.files.erasure import read_erasure
+from esd_core.files.open import open_source
 from esd_core.pocket import WEIGHTS
-from esd_core.source import open_source
 
 KINDS = {
     "lora": "lora",

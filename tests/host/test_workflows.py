@@ -12,9 +12,9 @@ from comfy_server import PACK, PACK_NAME, Refused, in_host
 from graphs import files, pictures, small_erasure
 from PIL import Image
 
-from esd_core.erasure import read_erasure
+from esd_core.config.presets import load_preset
+from esd_core.files.erasure import read_erasure
 from esd_core.pocket.judge import load_oracle
-from esd_core.presets import load_preset
 
 FOLDER = PACK / "workflows"
 NAMES = (

@@ -19,9 +19,9 @@ import comfy.model_patcher  # noqa: E402
 import torch  # noqa: E402
 from diffusers import UNet2DConditionModel  # noqa: E402
 from esd_pack.esd_core import memory  # noqa: E402
-from esd_pack.esd_core.config import METHODS, ErasureConfig  # noqa: E402
+from esd_pack.esd_core.config.settings import METHODS, ErasureConfig  # noqa: E402
 from esd_pack.esd_core.errors import ESDError  # noqa: E402
-from esd_pack.esd_core.selection import select  # noqa: E402
+from esd_pack.esd_core.training.selection import select  # noqa: E402
 from esd_pack.nodes.host import training  # noqa: E402
 from esd_pack.nodes.host.denoiser import HostDenoiser  # noqa: E402
 from esd_pack.nodes.host.model import architecture, parameters  # noqa: E402

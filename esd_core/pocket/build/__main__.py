@@ -14,8 +14,8 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
 
-from ...diffusers_denoiser import load_denoiser
-from ...render import render
+from ...images.render import render
+from ...models.diffusers_backend import load_denoiser
 from .. import WEIGHTS
 from ..judge import GUIDANCE, KINDS, load_oracle, make_cases, read, shown
 from ..models import Oracle, build_scheduler

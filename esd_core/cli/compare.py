@@ -1,0 +1,190 @@
+"""`esd compare`: a labelled grid of pictures with and without erasures."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config.fields import Bounds, Field
+from ..errors import FileError
+from . import erased, outputs
+from . import model as models
+from .console import pictures
+from .flags import add_fields, reader, value
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from ..files.erasure import Erasure
+    from ..models.diffusers_backend import DiffusersDenoiser
+
+_SIZES = Bounds(64, 4096, multiple_of=8)
+_DEFAULT_SIZE = "by default what the model was made for"
+PROMPT = Field("prompt", tuple, (), "A row for every seed.")
+SEED = Field("seed", int, 0, "Seed of a row's noise.", bounds=Bounds(0, 2**63 - 1))
+STEPS = Field("steps", int, 20, "Euler steps.", bounds=Bounds(1, 1000))
+GUIDANCE = Field(
+    "guidance",
+    float,
+    None,
+    "Classifier-free guidance; by default 3 for pocket, 7 for others.",
+    bounds=Bounds(0, 100),
+)
+WIDTH = Field("width", int, None, f"In pixels; {_DEFAULT_SIZE}.", bounds=_SIZES)
+HEIGHT = Field("height", int, None, f"In pixels; {_DEFAULT_SIZE}.", bounds=_SIZES)
+NEGATIVE = Field("negative", str, "", "What guidance leads away from.")
+
+_PIXELS_AT_ONCE = 32 * 128 * 128
+"""Side by side in a batch: what pocket draws well; at least one picture."""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    models.add_arguments(parser)
+    erased.add_argument(parser, True, "An erasure, for a column of its own.")
+    parser.add_argument(
+        "--prompt",
+        metavar="PROMPT",
+        action="append",
+        required=True,
+        type=reader(PROMPT),
+        help="A row for every seed.",
+    )
+    parser.add_argument(
+        "--seed",
+        metavar="N",
+        action="append",
+        type=reader(SEED),
+        help="A row for every prompt, with the same noise in all columns (default 0).",
+    )
+    parser.add_argument(
+        "--out", metavar="FILE.png", type=Path, required=True, help="The grid to write."
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="Where to write the measures.")
+    outputs.add_force(parser)
+    add_fields(parser, "sampling", [STEPS, GUIDANCE, WIDTH, HEIGHT, NEGATIVE])
+
+
+def run(arguments: Namespace) -> int:
+    files = [erased.parse(word) for word in arguments.erased]
+    if arguments.out.suffix.lower() != ".png":
+        raise FileError(f"{arguments.out} does not end in .png, the format that the grid is in")
+    inputs = [file.path for file in files]
+    outputs.check_outputs([arguments.out, arguments.json], inputs, arguments.force)
+    models.check_model(arguments.model)
+    sources = erased.open_all(files)
+    denoiser = models.load(arguments.model, device=arguments.device)
+    erasures = erased.fitted(files, sources, denoiser)
+    sampling = _sampling(arguments, denoiser)
+    seeds = arguments.seed or [SEED.default]
+    rows = [(prompt, seed) for prompt in arguments.prompt for seed in seeds]
+    with models.memory_told():
+        columns = _render(denoiser, erasures, rows, sampling)
+    measured = _measures(columns)
+    labels = [file.label for file in files]
+    outputs.write_png(arguments.out, _grid(rows, labels, columns, sampling), arguments.force)
+    if arguments.json:
+        outputs.write_json(
+            arguments.json, _report(arguments, files, rows, measured, sampling), arguments.force
+        )
+    print(_summary(labels, measured, arguments.out))
+    return 0
+
+
+def _sampling(arguments: Namespace, denoiser: DiffusersDenoiser) -> dict[str, Any]:
+    """How to render, by the names of `render`'s arguments."""
+    sampling = {f.name: value(arguments, f) for f in (STEPS, GUIDANCE, WIDTH, HEIGHT, NEGATIVE)}
+    defaults: dict[str, Any] = {
+        "guidance": 3.0 if arguments.model == models.POCKET else 7.0,
+        "width": models.native_size(denoiser),
+        "height": models.native_size(denoiser),
+    }
+    return {name: defaults[name] if v is None else v for name, v in sampling.items()}
+
+
+def _render(
+    denoiser: DiffusersDenoiser,
+    erasures: list[tuple[Erasure, float]],
+    rows: list[tuple[str, int]],
+    sampling: dict[str, Any],
+) -> list[Tensor]:
+    """A column of pictures [N, 3, H, W] of the model itself, and one an erasure."""
+    from ..files.erasure import applied
+    from ..images.render import render
+
+    prompts, seeds = [prompt for prompt, _ in rows], [seed for _, seed in rows]
+    batch = max(1, _PIXELS_AT_ONCE // (sampling["width"] * sampling["height"]))
+    columns: list[Tensor] = []
+    with pictures(len(rows) * (1 + len(erasures))) as report:
+
+        def count(done: int, total: int) -> None:
+            report(len(columns) * total + done, total)
+
+        for changes in ([], *([pair] for pair in erasures)):
+            with applied(denoiser, changes):
+                column = render(denoiser, prompts, seeds, **sampling, batch=batch, on_picture=count)
+            columns.append(column)
+    return columns
+
+
+def _measures(columns: list[Tensor]) -> list[list[dict[str, float]]]:
+    """For every row, how far each erasure's picture lies from the model's own."""
+    from ..images.measures import measures
+
+    original, *others = columns
+    return [
+        [measures(original[row], other[row]) for other in others] for row in range(len(original))
+    ]
+
+
+def _grid(
+    rows: list[tuple[str, int]],
+    labels: list[str],
+    columns: list[Tensor],
+    sampling: dict[str, Any],
+) -> Image:
+    from ..images.grid import DIFFERENCE_HEADER, Row, comparison_grid, difference
+
+    drawn = []
+    for row, (prompt, seed) in enumerate(rows):
+        shown = [column[row] for column in columns]
+        drawn.append(
+            Row(
+                prompt or "(empty prompt)",
+                [*shown, difference(shown[0], shown[-1])],
+                sublabel=f"seed {seed}",
+            )
+        )
+    last = f" of {labels[-1]}" if len(labels) > 1 else ""
+    footer = f"{sampling['steps']} Euler steps, guidance {sampling['guidance']:g}"
+    return comparison_grid(drawn, ["original", *labels, DIFFERENCE_HEADER + last], footer=footer)
+
+
+def _report(
+    arguments: Namespace,
+    files: list[erased.Erased],
+    rows: list[tuple[str, int]],
+    measured: list[list[dict[str, float]]],
+    sampling: dict[str, Any],
+) -> dict[str, Any]:
+    """Measures are in the order of `erased`."""
+    return {
+        "model": arguments.model,
+        "erased": [{"file": str(file.path), "strength": file.strength} for file in files],
+        "sampling": sampling,
+        "rows": [
+            {"prompt": prompt, "seed": seed, "measures": of_row}
+            for (prompt, seed), of_row in zip(rows, measured, strict=True)
+        ],
+    }
+
+
+def _summary(labels: list[str], measured: list[list[dict[str, float]]], out: Path) -> str:
+    """The mean over all rows of every measure, a line an erasure."""
+    lines = []
+    for column, label in enumerate(labels):
+        of_column = [row[column] for row in measured]
+        means = {name: sum(m[name] for m in of_column) / len(of_column) for name in of_column[0]}
+        lines.append(f"{label}: " + ", ".join(f"{n} {mean:.3f}" for n, mean in means.items()))
+    return "\n".join([*lines, f"written to {out}"])

@@ -1,0 +1,84 @@
+"""The terminal: progress bars, warnings, Ctrl-C, and other libraries' chatter."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from ..images.render import Progress
+
+_STDERR = 2
+_BAR = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit}{postfix}, {remaining} left"
+
+
+def note(text: str) -> None:
+    """Something to know, which is neither a result nor an error."""
+    tqdm.write(text, file=sys.stderr)
+
+
+def progress_bar(total: int, unit: str) -> tqdm:
+    """A bar on stderr; where that is no terminal, it is drawn now and then only."""
+    interval = 0.1 if sys.stderr.isatty() else 15.0
+    return tqdm(
+        total=total,
+        unit=unit,
+        bar_format=_BAR,
+        mininterval=interval,
+        maxinterval=interval,
+        smoothing=0,  # a round of sampling comes between steps: only the mean tells the time left
+        dynamic_ncols=True,
+    )
+
+
+@contextmanager
+def pictures(total: int) -> Iterator[Progress]:
+    """A bar for so many pictures; what it gives is told how many are done, as `render` tells it."""
+    with progress_bar(total, "pictures") as bar:
+        yield lambda done, _: bar.update(done - bar.n)
+
+
+class StopRequest:
+    """Ctrl-C as a request to stop at the next good moment; the second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def should_stop(self) -> bool:
+        return self._asked
+
+    def __enter__(self) -> StopRequest:
+        self._before = signal.signal(signal.SIGINT, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before or signal.SIG_DFL)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        # Not through sys.stderr, which may be in the middle of a write.
+        with suppress(OSError):
+            os.write(_STDERR, b"\nstopping after this step; Ctrl-C again stops at once, unsaved\n")
+
+
+def hush() -> None:
+    """Leaves only errors of what diffusers and transformers have to say."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(diffusers|transformers)\.")
+    from transformers.utils import logging as of_transformers
+
+    of_transformers.set_verbosity_error()  # before diffusers, whose import makes it talk
+    of_transformers.disable_progress_bar()
+    from diffusers.utils import logging as of_diffusers
+
+    of_diffusers.set_verbosity_error()
+    of_diffusers.disable_progress_bar()

@@ -1,0 +1,183 @@
+"""`esd erase`: from concepts to an erasure file."""
+
+from __future__ import annotations
+
+import shlex
+from argparse import ArgumentParser, Namespace
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config.presets import load_preset, load_settings, preset_for, preset_names
+from ..config.settings import ErasureConfig, fields, override
+from ..errors import FileError
+from . import model as models
+from . import outputs
+from .console import StopRequest, note
+from .events import TerminalEvents
+from .flags import add_fields, given
+
+if TYPE_CHECKING:
+    from ..models.diffusers_backend import DiffusersDenoiser
+    from ..training.run import Result
+
+FIELDS = fields()
+_GROUPS = {"": "what to erase, and how", "trajectory": "trajectories", "training": "training"}
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Every setting is a flag; further ones say where everything comes from and goes to."""
+    parser.epilog = (
+        "Defaults are those of the official SDXL run. A model has a preset of its own, which lies "
+        "over them: pocket has pocket; SD 1.x and 2.x have official-sd. --config lies over that, "
+        "and flags win over all."
+    )
+    models.add_arguments(parser)
+    add_config(parser)
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, required=True, help="The erasure file to write."
+    )
+    parser.add_argument(
+        "--report", metavar="FILE.json", type=Path, help="Where to write costs, probes and config."
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="Go on with the stopped run of the same --out."
+    )
+    outputs.add_force(parser)
+    add_settings(parser)
+
+
+def add_config(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        metavar="PRESET|FILE.toml",
+        help=f"Settings from a TOML file, or of a preset: {', '.join(preset_names())}.",
+    )
+
+
+def add_settings(parser: ArgumentParser) -> None:
+    """A flag for every field of the config."""
+    for table, title in _GROUPS.items():
+        add_fields(parser, title, [f for f in FIELDS if f.name.rpartition(".")[0] == table])
+
+
+def run(arguments: Namespace) -> int:
+    """Checks all that can be checked without the model, then loads it and trains."""
+    _draft(arguments)
+    inputs = [arguments.model] if Path(arguments.model).is_file() else []
+    outputs.check_outputs([arguments.out, arguments.report], inputs, arguments.force)
+    models.check_model(arguments.model)
+    state_file = _state_file(arguments)
+    denoiser, config = load_settled(arguments)
+    result = _train(arguments, denoiser, config, state_file)
+    if result.outcome.ending == "stopped":
+        _tell_how_to_resume(arguments, state_file, result.outcome.step)
+        return 130
+    _write(arguments, denoiser, config, result)
+    state_file.unlink(missing_ok=True)
+    print(_summary(arguments.out, result))
+    return 0
+
+
+def load_settled(arguments: Namespace) -> tuple[DiffusersDenoiser, ErasureConfig]:
+    """The model, and the settings of --config and the flags over those of its preset."""
+    draft = _draft(arguments)
+    models.check_model(arguments.model)
+    denoiser = models.load(arguments.model, draft.training.precision, arguments.device)
+    is_pocket = arguments.model == models.POCKET
+    return denoiser, draft if is_pocket else _settled(arguments, denoiser.architecture)
+
+
+def _draft(arguments: Namespace) -> ErasureConfig:
+    """A model's kind is not known yet; what must fit each other is the same in its presets."""
+    return _settled(arguments, models.POCKET if arguments.model == models.POCKET else "sdxl")
+
+
+def _settled(arguments: Namespace, architecture: str) -> ErasureConfig:
+    """The settings of the flags, over those of --config, over the preset that fits them."""
+    asked = load_settings(arguments.config) if arguments.config else {}
+    asked = override(asked, given(arguments, FIELDS))
+    if architecture == models.POCKET:
+        preset = models.POCKET
+    else:
+        preset = preset_for(architecture, asked.get("method", ErasureConfig.method))
+    return ErasureConfig.from_mapping(override(load_preset(preset), asked))
+
+
+def _state_file(arguments: Namespace) -> Path:
+    """Where the state lies; refuses one that would be lost, and the lack of one to resume from."""
+    from ..training.checkpoint import state_path
+
+    path = state_path(arguments.out)
+    outputs.check_writable(path)
+    if arguments.resume and not path.is_file():
+        raise FileError(f"there is no stopped run at {path} to go on with: leave --resume out")
+    if path.exists() and not (arguments.resume or arguments.force):
+        raise FileError(
+            f"{path} holds a stopped run: add --resume to go on with it, or --force to start anew"
+        )
+    return path
+
+
+def _train(
+    arguments: Namespace, denoiser: DiffusersDenoiser, config: ErasureConfig, state_file: Path
+) -> Result:
+    from ..files.cover import covered
+    from ..training.plan import check
+    from ..training.run import erase
+
+    note(str(check(denoiser, config)))
+    events = TerminalEvents(denoiser, config, arguments.out)
+    try:
+        with models.memory_told(), events.bar, StopRequest() as commands:
+            result = erase(denoiser, config, events, commands, state_file, arguments.resume)
+            return replace(result, erasure=covered(result.erasure, events.cover))
+    except KeyboardInterrupt:
+        if events.saved:
+            _tell_how_to_resume(arguments, state_file, events.saved)
+        raise
+
+
+def _write(
+    arguments: Namespace, denoiser: DiffusersDenoiser, config: ErasureConfig, result: Result
+) -> None:
+    from ..files.erasure import write_erasure
+
+    write_erasure(arguments.out, result.erasure, arguments.force)
+    if arguments.report:
+        report: dict[str, Any] = {
+            "file": str(arguments.out),
+            "model": arguments.model,
+            "architecture": denoiser.architecture,
+            "config": config.to_mapping(),
+            "config_digest": config.digest(),
+            "training": result.report,
+        }
+        outputs.write_json(arguments.report, report, arguments.force)
+
+
+def _tell_how_to_resume(arguments: Namespace, state_file: Path, step: int) -> None:
+    words = ["esd", *arguments.command_line]
+    command = shlex.join(words if arguments.resume else [*words, "--resume"])
+    note(f"stopped; the state of step {step} is in {state_file}. To go on with it:\n  {command}")
+
+
+_ENDINGS = {
+    "done": "all steps done",
+    "erased": "ended early: no more than `until` of the concept is left",
+    "drifted": "ended early: a prompt drifted beyond max_drift; the last state below it is kept",
+}
+
+
+def _summary(out: Path, result: Result) -> str:
+    report, probes = result.report, result.outcome.probes
+    lines = [
+        f"{_ENDINGS[result.outcome.ending]}: {report['student_steps']} steps, "
+        f"{report['teacher_evaluations']} evaluations for samples, {report['seconds']:.1f} s"
+    ]
+    if probes:
+        lines.append("left of the concept, by its probe (0 % and below: gone)")
+        lines += [f"  {share:8.1%}  {concept}" for concept, share in probes.share.items()]
+        lines.append("drift of other prompts")
+        lines += [f"  {d:8.1%}  {prompt or '(empty prompt)'}" for prompt, d in probes.drift.items()]
+    return "\n".join([*lines, f"written to {out}"])

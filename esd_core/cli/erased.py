@@ -1,0 +1,91 @@
+"""Erasure files on a command line: FILE or FILE:STRENGTH."""
+
+from __future__ import annotations
+
+import math
+import re
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError
+from .console import note
+
+if TYPE_CHECKING:
+    from ..files.base import Base
+    from ..files.erasure import Erasure
+    from ..files.open import Source
+    from ..models.diffusers_backend import DiffusersDenoiser
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Erased:
+    """An erasure file and how strongly it is applied."""
+
+    path: Path
+    strength: float = 1.0
+
+    @property
+    def label(self) -> str:
+        return f"{self.path.name.removesuffix('.safetensors')} x{self.strength:g}"
+
+
+def add_argument(parser: ArgumentParser, required: bool, text: str) -> None:
+    """--erased, which may be given several times."""
+    parser.add_argument(
+        "--erased",
+        metavar="FILE[:STRENGTH]",
+        action="append",
+        required=required,
+        default=[],
+        help=f"{text} STRENGTH is 1 unless given; 0.5 applies half of the change.",
+    )
+
+
+def parse(word: str) -> Erased:
+    """Split at the last colon, if a number follows it: a path may hold colons too."""
+    path, colon, number = word.rpartition(":")
+    if not colon or not _NUMBER.fullmatch(number) or Path(word).is_file():
+        return Erased(Path(word))
+    strength = float(number)
+    if not path or not math.isfinite(strength):
+        raise ConfigError(f'"{word}" is no erasure: write FILE or FILE:STRENGTH')
+    return Erased(Path(path), strength)
+
+
+def open_all(files: Sequence[Erased]) -> list[Source]:
+    """What the files are, checked as far as that goes without a model; FileError as open_source."""
+    from ..files.open import open_source
+
+    return [open_source(file.path) for file in files]
+
+
+def fitted(
+    files: Sequence[Erased], sources: Sequence[Source], denoiser: DiffusersDenoiser
+) -> list[tuple[Erasure, float]]:
+    """Their changes of this model, each with its strength.
+
+    FileError for one of another model's shape; one of other weights is only warned about.
+    """
+    from ..files.base import Base
+
+    base = Base(denoiser.architecture, denoiser.unet.config, denoiser.parameters())
+    pairs = zip(files, sources, strict=True)
+    return [(fitted_to(source, base), file.strength) for file, source in pairs]
+
+
+def fitted_to(source: Source, base: Base) -> Erasure:
+    """The change that a source makes of a base, with what is to be said of the two."""
+    from ..files.erasure import check_fits
+
+    erasure = source.erasure(base)
+    warning = check_fits(erasure, base)
+    if warning:
+        note(f"esd: warning: {warning}")
+    if source.left_out:
+        note(f"esd: {source.path.name}: {source.left_out} tensors are no part of a UNet; left out")
+    return erasure

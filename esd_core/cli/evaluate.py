@@ -1,0 +1,70 @@
+"""`esd evaluate`: what the embedded model shows before and after, as its oracle reads it."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from ..config.fields import Bounds, Field
+from ..errors import ConfigError
+from . import erased, outputs
+from . import model as models
+from .console import pictures
+from .flags import add_fields, value
+
+FIRST_SEED = 1_000_000  # as in pocket.judge, which is too heavy to import for it
+PER_PAIR = Field(
+    "per_pair",
+    int,
+    16,
+    "Pictures of every object in every style; a share has six times as many behind it.",
+    bounds=Bounds(1, 10_000),
+)
+STEPS = Field("steps", int, 20, "Euler steps.", bounds=Bounds(1, 1000))
+SEED = Field(
+    "seed",
+    int,
+    FIRST_SEED,
+    "The first of as many seeds as there are pictures.",
+    bounds=Bounds(0, 2**62),
+)
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    models.add_arguments(parser)
+    erased.add_argument(parser, False, "An erasure; several are applied together.")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="Where to write the table.")
+    outputs.add_force(parser)
+    add_fields(parser, "pictures", [PER_PAIR, STEPS, SEED])
+
+
+def run(arguments: Namespace) -> int:
+    files = [erased.parse(word) for word in arguments.erased]
+    outputs.check_outputs([arguments.json], [file.path for file in files], arguments.force)
+    models.check_model(arguments.model)
+    sources = erased.open_all(files)
+    denoiser = models.load(arguments.model, device=arguments.device)
+    from ..pocket.judge import evaluate, table
+    from ..pocket.world import LOOKS, OBJECTS, SIZE
+
+    if models.native_size(denoiser) != SIZE:
+        raise ConfigError(
+            f"{arguments.model} is not the embedded model, whose drawn world is all that can be "
+            "judged: give --model pocket, or look at the pictures of `esd compare`"
+        )
+    erasures = erased.fitted(files, sources, denoiser)
+    per_pair = value(arguments, PER_PAIR)
+    total = per_pair * len(OBJECTS) * len(LOOKS) * (2 if erasures else 1)
+    with models.memory_told(), pictures(total) as report:
+        result = evaluate(
+            denoiser,
+            erasures,
+            per_pair,
+            value(arguments, STEPS),
+            seed=value(arguments, SEED),
+            on_progress=report,
+        )
+    print(table(result))
+    if arguments.json:
+        outputs.write_json(arguments.json, result, arguments.force)
+    return 0

@@ -1,0 +1,69 @@
+"""What a run tells the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..config.settings import ErasureConfig
+from ..errors import ESDError
+from . import outputs
+from .console import note, progress_bar
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from ..models.diffusers_backend import DiffusersDenoiser
+    from ..training.trainer import Progress
+
+_PREVIEW_STEPS = 20
+
+
+class TerminalEvents:
+    """Shows the run on the terminal; previews become pictures beside the erasure."""
+
+    def __init__(self, denoiser: DiffusersDenoiser, config: ErasureConfig, out: Path) -> None:
+        self.bar = progress_bar(config.training.steps, "steps")
+        self.saved = 0
+        self.cover: Image | None = None
+        """The first concept's last picture."""
+        self._denoiser, self._config, self._out = denoiser, config, out
+
+    def on_step(self, progress: Progress) -> None:
+        if self.bar.n == 0:
+            self.bar.initial = progress.step - 1  # what an earlier run did took no time in this one
+        self.bar.set_postfix_str(f"loss {progress.loss:.4g}", refresh=False)
+        self.bar.update(progress.step - self.bar.n)
+
+    def on_preview(self, step: int, student: dict[str, Tensor]) -> None:
+        path = self._out.with_name(f"{self._out.stem}.step-{step:06}.png")
+        try:
+            self._draw(path, step, student)
+        except ESDError as error:
+            note(f"esd: warning: no preview: {error}")  # which is not worth losing the run
+
+    def on_save(self, step: int, path: Path) -> None:
+        self.saved = step
+
+    def _draw(self, path: Path, step: int, student: dict[str, Tensor]) -> None:
+        from ..config.concepts import parse_all
+        from ..images.grid import Row, comparison_grid, to_image
+        from ..images.render import render
+
+        config = self._config
+        prompts = [concept.student_prompt for concept in parse_all(config.concepts)]
+        with self._denoiser.swapped(student):
+            pictures = render(
+                self._denoiser,
+                prompts,
+                [config.seed] * len(prompts),
+                _PREVIEW_STEPS,
+                config.trajectory.guidance,
+                config.width,
+                config.height,
+                batch=1,
+            )
+        self.cover = to_image(pictures[0])
+        rows = [Row(p, [picture]) for p, picture in zip(prompts, pictures, strict=True)]
+        outputs.write_png(path, comparison_grid(rows, [f"step {step}"]), force=True)

@@ -1,0 +1,161 @@
+"""`esd inspect`: what a file of an erasure is, says of itself, and changes."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import FileError
+from . import erased
+from . import model as models
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..files.open import Source
+
+CONFIG = "esd.config"
+_JSON_VALUES = {"esd.concepts", "esd.anchors", "esd.probes", "trained_words", "esd.unet_config"}
+_LONG = {CONFIG, "esd.base_fingerprint", "esd.lora_kept_by_layer", "esd.losses"}
+_LONG |= {"esd.unet_config", "ssmd_cover_images"}
+"""Not shown, unless by --config and --json."""
+
+_KINDS = {
+    ".attn2.": "cross-attention",
+    ".attn1.": "self-attention",
+    ".ff.": "feed-forward",
+    ".proj.": "transformer projections",
+    "emb": "embeddings",
+}
+_OTHER_KIND = "convolutions"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        type=Path,
+        help="An erasure, a LoRA, or weights of an erased UNet: a file or a diffusers folder.",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        help=f"The base to hold it against, to tell how much changes: {models.FORMS}.",
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="Print it all as JSON.")
+    form.add_argument(
+        "--config", action="store_true", help="Print the settings, as `esd erase --config` takes."
+    )
+
+
+def run(arguments: Namespace) -> int:
+    from ..files.open import KINDS
+
+    if arguments.model:
+        models.check_model(arguments.model)
+    (source,) = erased.open_all([erased.Erased(arguments.file)])
+    if arguments.config:
+        if CONFIG not in source.metadata:
+            raise FileError(f"{arguments.file} does not say with what settings it was made")
+        print(source.metadata[CONFIG], end="")
+        return 0
+    found = _layers_of(source, arguments.model)
+    if arguments.json:
+        report = {
+            "file": str(arguments.file),
+            "kind": source.kind,
+            "is": KINDS[source.kind],
+            "architecture": source.architecture,
+            "metadata": {key: _decoded(key, text) for key, text in source.metadata.items()},
+            "layers": found,
+        }
+        print(json.dumps(report, indent=2))
+    else:
+        print(_described(source, found))
+    return 0
+
+
+def _layers_of(source: Source, model: str | None) -> dict[str, dict[str, Any]]:
+    from ..files.erasure import Erasure
+    from ..files.open import FOREIGN
+
+    if model:
+        base = models.base(model)
+        return layers(erased.fitted_to(source, base).change(), base.weights)
+    if source.needs_base or source.kind == FOREIGN:
+        return layers(source.tensors, None, has_norms=False)
+    return layers(Erasure(source.tensors, source.metadata).change())
+
+
+def layers(
+    tensors: Mapping[str, Tensor], base: Mapping[str, Tensor] | None = None, has_norms: bool = True
+) -> dict[str, dict[str, Any]]:
+    """By the kind of layer: how many tensors and values change, and how much.
+
+    norm: the L2 norm of the change; part: that of the norm of the base's same tensors. They are
+    left out where they are not known.
+    """
+    from math import prod
+
+    from ..storage.lazy import spec_of
+
+    kinds: dict[str, dict[str, Any]] = {}
+    for name in tensors:
+        of_kind = kinds.setdefault(_kind(name), {"tensors": 0, "values": 0, "norm": 0, "part": 0})
+        of_kind["tensors"] += 1
+        of_kind["values"] += prod(spec_of(tensors, name).shape)
+        if has_norms:
+            of_kind["norm"] += _square(tensors[name])
+        if base is not None:
+            of_kind["part"] += _square(base[name])
+    for of_kind in kinds.values():
+        change, own = of_kind.pop("norm") ** 0.5, of_kind.pop("part") ** 0.5
+        if has_norms:
+            of_kind["norm"] = change
+        if own:
+            of_kind["part"] = change / own
+    return kinds
+
+
+def _square(tensor: Tensor) -> float:
+    return float(tensor.detach().double().square().sum())
+
+
+def _kind(name: str) -> str:
+    """Of a tensor by any of its names: LDM's, diffusers' or kohya's."""
+    dotted = name.replace("_", ".")
+    return next((kind for part, kind in _KINDS.items() if part in dotted), _OTHER_KIND)
+
+
+def _decoded(key: str, text: str) -> Any:
+    if key not in _JSON_VALUES:
+        return text
+    try:
+        return json.loads(text, parse_constant=lambda _: None)
+    except ValueError:
+        return text
+
+
+def _described(source: Source, found: Mapping[str, Mapping[str, Any]]) -> str:
+    from ..files.open import KINDS
+    from ..models.structure import title
+
+    shown = {k: text for k, text in sorted(source.metadata.items()) if k not in _LONG}
+    width = max(map(len, shown), default=0)
+    lines = [source.path.name, f"{KINDS[source.kind]}, for {title(source.architecture)}"]
+    lines += [f"  {key:{width}}  {text}" for key, text in shown.items()]
+    lines.append(f"{'change':24} {'tensors':>8} {'values':>13} {'||dW||':>10} {'||dW||/||W||':>13}")
+    for kind, of_kind in found.items():
+        numbers = f"{of_kind['tensors']:8} {of_kind['values']:13,}"
+        norm = f"{of_kind['norm']:10.4g}" if "norm" in of_kind else f"{'?':>10}"
+        part = f"{of_kind['part']:13.3%}" if "part" in of_kind else f"{'?':>13}"
+        lines.append(f"  {kind:22} {numbers} {norm} {part}")
+    if not all("part" in of_kind for of_kind in found.values()):
+        lines.append("--model MODEL tells how much of that base it changes.")
+    if CONFIG in source.metadata:
+        lines.append("--config prints the settings that make it again.")
+    return "\n".join(lines)

@@ -1,0 +1,90 @@
+"""The model that a command works on."""
+
+from __future__ import annotations
+
+import re
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ESDError, FileError
+from .console import hush
+
+if TYPE_CHECKING:
+    from ..files.base import Base
+    from ..models.diffusers_backend import DiffusersDenoiser
+
+POCKET = "pocket"
+FORMS = "pocket, a diffusers folder, a .safetensors checkpoint or a hub id (owner/name)"
+
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """--model and --device."""
+    add_model(parser)
+    parser.add_argument(
+        "--device",
+        metavar="NAME",
+        help="Where to compute: cuda, cuda:1, mps, cpu (default: the first accelerator there is).",
+    )
+
+
+def add_model(parser: ArgumentParser) -> None:
+    """--model."""
+    parser.add_argument("--model", metavar="MODEL", required=True, help=f"The base model: {FORMS}.")
+
+
+def check_model(model: str) -> None:
+    """Refuses, before anything heavy is done, what is there neither as a file nor on a hub."""
+    is_local = not _HUB_ID.fullmatch(model) or model.endswith(".safetensors")
+    if model != POCKET and is_local and not Path(model).exists():
+        raise FileError(f"there is no model {model}: give {FORMS}")
+
+
+def load(model: str, precision: str = "auto", device: str | None = None) -> DiffusersDenoiser:
+    """The model, loaded quietly. Errors are those of `load_denoiser`."""
+    hush()
+    from ..models.diffusers_backend import load_denoiser
+
+    with memory_told():
+        return load_denoiser(model, precision, device)
+
+
+def base(model: str) -> Base:
+    """The model's UNet alone. Where it lies on this disk its tensors are read one at a time."""
+    hush()
+    from ..files.base import Base, marks_of, open_base
+    from ..models.diffusers_backend import load_denoiser, pocket_folder
+
+    if model == POCKET or Path(model).exists():
+        return open_base(pocket_folder() if model == POCKET else model)
+    with memory_told():  # in fp32, so that base and change are summed exactly and rounded once
+        found = load_denoiser(model, "fp32", "cpu")
+    marks = marks_of(found.pipeline.scheduler.config)
+    return Base(found.architecture, found.unet.config, found.parameters(), marks)
+
+
+def native_size(denoiser: DiffusersDenoiser) -> int:
+    """The edge, in pixels, of the pictures that the model was made for."""
+    size = denoiser.unet.config.sample_size
+    edge: int = size if isinstance(size, int) else max(size)
+    return edge * int(denoiser.pipeline.vae_scale_factor)
+
+
+@contextmanager
+def memory_told() -> Iterator[None]:
+    """Turns running out of memory into a sentence."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        from ..training.plan import ran_out
+
+        if not ran_out(error):
+            raise
+        raise ESDError(
+            "there is not enough memory for this: try a smaller size, fewer pictures side by side, "
+            "or --precision bf16"
+        ) from error

@@ -1,0 +1,96 @@
+"""The files a command leaves: refused early if they cannot be, and written whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import tempfile
+from argparse import ArgumentParser
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import FileError
+from ..storage.output import output_file, reason, refuse_existing
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def add_force(parser: ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", help="Overwrite files that exist.")
+
+
+def check_outputs(
+    outputs: Iterable[Path | None],
+    inputs: Iterable[str | Path] = (),
+    force: bool = False,
+    folder: bool = False,
+) -> None:
+    """Refuses outputs that exist (unless `force`), cannot be written, or are one with another.
+
+    Nothing is left on the disk by it.
+
+    Args:
+        outputs: None stands for one that was not asked for.
+        inputs: what is read, which nothing may be written over.
+        folder: whether the outputs are folders.
+    """
+    taken = {Path(path).resolve() for path in inputs}
+    for path in outputs:
+        if path is None:
+            continue
+        if path.resolve() in taken:
+            raise FileError(f"{path} is given for two things at once: choose another name")
+        taken.add(path.resolve())
+        refuse_existing(path, force)
+        check_writable(path)
+        if path.exists() and not (path.is_dir() if folder else path.is_file()):
+            raise FileError(f"{path} is there and is no {'folder' if folder else 'file'}")
+
+
+def check_writable(path: Path) -> None:
+    """FileError when there can be no such file: tried in the nearest folder that there is."""
+    try:
+        for folder in (path, *path.absolute().parents):
+            if _exists(folder) and folder != path:
+                tempfile.TemporaryFile(dir=folder).close()
+                return
+    except OSError as error:
+        raise FileError(f"{path} cannot be written: {reason(error)} ({folder})") from error
+
+
+def _exists(path: Path) -> bool:
+    """Unlike Path.exists, it raises OSError for a name that can never be."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def write_json(path: Path, value: Any, force: bool) -> None:
+    """A report; numbers that are not finite become null, which JSON has in their place."""
+    text = json.dumps(_plain(value), indent=2, allow_nan=False) + "\n"
+    _write(path, text.encode("utf-8"), force)
+
+
+def write_png(path: Path, image: Image, force: bool) -> None:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    _write(path, buffer.getvalue(), force)
+
+
+def _write(path: Path, data: bytes, force: bool) -> None:
+    with output_file(path, len(data), force) as file:
+        file.write(data)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

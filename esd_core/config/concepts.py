@@ -1,0 +1,100 @@
+"""What to erase, as a person writes it: one concept a line.
+
+    Van Gogh                the empty prompt takes the concept's place
+    Van Gogh -> painting    the anchor "painting" takes its place
+    cowboy hat <- cowboy    "cowboy" stays, and only loses its hat
+
+Blank lines and lines that start with "#" say nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..errors import ConfigError
+
+REPLACE = "->"
+ERASE_FROM = "<-"
+COMMENT = "#"
+FORMS = {REPLACE: "CONCEPT -> ANCHOR", ERASE_FROM: "CONCEPT <- WIDER PROMPT"}
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A concept with either its anchor, or the wider prompt that it is erased from, or neither.
+
+    Runs of white space are collapsed. `str` gives the line that `parse` reads back as this concept.
+    """
+
+    name: str
+    anchor: str = ""
+    erase_from: str = ""
+
+    def __post_init__(self) -> None:
+        for part in ("name", "anchor", "erase_from"):
+            text = " ".join(getattr(self, part).split())
+            if REPLACE in text or ERASE_FROM in text:
+                raise ConfigError(f'the {part} "{text}" holds an arrow: one at most in a concept')
+            object.__setattr__(self, part, text)
+        if not self.name:
+            raise ConfigError("no concept given: name what to erase, for example Van Gogh")
+        if self.name.startswith(COMMENT):
+            raise ConfigError(f'"{self.name}" starts with "#", like a comment: reword the concept')
+        if self.anchor and self.erase_from:
+            raise ConfigError(
+                f'"{self.name}" has an anchor and a prompt to be erased from: give only one of them'
+            )
+
+    @property
+    def student_prompt(self) -> str:
+        """The prompt that the student is conditioned on."""
+        return self.erase_from or self.name
+
+    @property
+    def target_base(self) -> str:
+        """The prompt whose prediction the target starts from; "" is the empty prompt."""
+        return self.erase_from or self.anchor
+
+    def __str__(self) -> str:
+        if self.anchor:
+            return f"{self.name} {REPLACE} {self.anchor}"
+        if self.erase_from:
+            return f"{self.name} {ERASE_FROM} {self.erase_from}"
+        return self.name
+
+
+def parse(line: str) -> Concept:
+    """The concept of one line; ConfigError when a part is empty or the arrows do not fit."""
+    line = " ".join(line.split())
+    arrows = [arrow for arrow in (REPLACE, ERASE_FROM) for _ in range(line.count(arrow))]
+    if not arrows:
+        return Concept(line)
+    if len(arrows) > 1:
+        which = "both arrows" if len(set(arrows)) > 1 else f'"{arrows[0]}" more than once'
+        raise ConfigError(f'"{line}" has {which}: one arrow at most in a concept')
+    name, other = (part.strip() for part in line.split(arrows[0]))
+    if not name or not other:
+        side, form = "after" if name else "before", FORMS[arrows[0]]
+        raise ConfigError(f'"{line}" has nothing {side} its arrow: write {form}')
+    return Concept(name, anchor=other) if arrows[0] == REPLACE else Concept(name, erase_from=other)
+
+
+def parse_all(lines: str | Iterable[str]) -> tuple[Concept, ...]:
+    """The concepts of several lines, or of one text with line breaks, in order.
+
+    ConfigError when no line names one, or when two name the same: case does not tell them apart,
+    since the text encoders lower it.
+    """
+    rows = lines.splitlines() if isinstance(lines, str) else lines
+    concepts: dict[str, Concept] = {}
+    for row in rows:
+        if not row.strip() or row.lstrip().startswith(COMMENT):
+            continue
+        concept = parse(row)
+        if concept.name.casefold() in concepts:
+            raise ConfigError(f'the concept "{concept.name}" is given twice: keep one of its lines')
+        concepts[concept.name.casefold()] = concept
+    if not concepts:
+        raise ConfigError("no concept given: name at least one to erase, for example Van Gogh")
+    return tuple(concepts.values())

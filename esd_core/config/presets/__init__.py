@@ -1,0 +1,56 @@
+"""Presets: settings that ship as TOML files beside this one, and those of a person's own file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from ...errors import ConfigError, FileError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FOLDER = Path(__file__).parent
+
+
+def load_settings(source: str) -> dict[str, Any]:
+    """The settings of a preset, by its name, or of a TOML file, by its path; concepts may lack."""
+    if source in preset_names():
+        return load_preset(source)
+    try:
+        return tomllib.loads(Path(source).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        presets = ", ".join(preset_names())
+        raise FileError(f"{source} is neither a file nor one of the presets {presets}") from None
+    except OSError as error:
+        raise FileError(f"{source} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise FileError(f"{source} is not a TOML file: {error}") from error
+
+
+def preset_names() -> tuple[str, ...]:
+    """The presets that ship with the code, sorted."""
+    return tuple(sorted(file.stem for file in FOLDER.glob("*.toml")))
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """The settings of a preset, as a mapping; most name no concept."""
+    if name not in preset_names():
+        raise ConfigError(f'no preset "{name}": expected one of {", ".join(preset_names())}')
+    return tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def preset_for(architecture: str, method: str) -> str:
+    """The preset that serves a base model of this architecture, trained by this method."""
+    wide = method not in ("esd-x", "esd-x-strict")
+    presets = {
+        "sdxl": "official-sdxl-esd-u" if wide else "official-sdxl",
+        "sd1": "official-sd",
+        "sd2": "official-sd",
+    }
+    if architecture not in presets:
+        raise ConfigError(f'no preset fits "{architecture}": expected one of {", ".join(presets)}')
+    return presets[architecture]

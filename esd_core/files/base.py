@@ -1,0 +1,90 @@
+"""The weights that a change is taken from or laid over, and what has to be known of them."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import FileError
+from ..models.structure import ARCHITECTURES, unet_config
+from ..storage.header import read_header
+from ..storage.safetensors_file import file_tensors
+from .diffusers import read_unet_folder
+from .unet import CONFIG, MARKS, unet_names
+
+V_PREDICTION, ZERO_SNR = MARKS
+
+
+@dataclass(frozen=True)
+class Base:
+    """A UNet without the network around it.
+
+    Attributes:
+        architecture: "sdxl", "sd1" or "sd2".
+        config: of the UNet2DConditionModel.
+        weights: by canonical name.
+        marks: ComfyUI's signs for what weights do not show: "v_pred", "ztsnr".
+    """
+
+    architecture: str
+    config: Mapping[str, Any]
+    weights: Mapping[str, Tensor]
+    marks: tuple[str, ...] = ()
+
+    def parameters(self) -> Mapping[str, Tensor]:
+        """As a Denoiser's."""
+        return self.weights
+
+
+def open_base(path: str | os.PathLike[str]) -> Base:
+    """The UNet of a diffusers pipeline's folder, of a UNet's folder, of a checkpoint or a file.
+
+    Its tensors stay on the disk and are read one at a time, when they are asked for.
+    Raises FileError if there is no such UNet or it is damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        inner = path / "unet" if (path / "unet").is_dir() else path
+        config, weights = read_unet_folder(inner)
+        return Base(_architecture(config), config, weights, marks_of(_scheduler(path)))
+    header = read_header(path)
+    weights = unet_names(file_tensors(header))
+    if not weights:
+        raise FileError(f"{path} holds no UNet: it can be no base for an erasure.")
+    try:
+        config = json.loads(header.metadata.get(CONFIG, "null")) or unet_config(
+            {name: spec.shape for name, spec in weights.specs.items()}
+        )
+    except (ValueError, FileError) as error:
+        raise FileError(f"{path} can be no base for an erasure: {error}.") from error
+    found = tuple(mark for mark in MARKS if any(n.endswith(mark) for n in header.tensors))
+    return Base(_architecture(config), config, weights, found)
+
+
+def marks_of(scheduler: Mapping[str, Any]) -> tuple[str, ...]:
+    """The marks for a model with this scheduler's config."""
+    is_v = scheduler.get("prediction_type") == "v_prediction"
+    is_zero_snr = bool(scheduler.get("rescale_betas_zero_snr"))
+    return (V_PREDICTION,) * is_v + (ZERO_SNR,) * is_zero_snr
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    width = config.get("cross_attention_dim")
+    if config.get("addition_embed_type"):
+        return "refiner" if ARCHITECTURES.get(width or 0) == "refiner" else "sdxl"
+    return "sd1" if ARCHITECTURES.get(width or 0) == "sd1" else "sd2"
+
+
+def _scheduler(folder: Path) -> dict[str, Any]:
+    file = folder / "scheduler" / "scheduler_config.json"
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise FileError(f"{file} cannot be read: {error}.") from error
+    return found

@@ -1,0 +1,186 @@
+"""UNets and erasures under diffusers' names.
+
+A folder as UNet2DConditionModel.save_pretrained writes it; and the official code's file, which
+holds the erased model's absolute weights of the trained layers (`esd-*.safetensors`, loaded with
+`unet.load_state_dict(..., strict=False)`).
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import FileError
+from ..models.keys import diffusers_to_canonical
+from ..storage.header import Spec, read_header
+from ..storage.lazy import LazyTensors, renamed
+from ..storage.output import flush, output_folder
+from ..storage.safetensors_file import file_tensors, stream_safetensors, write_into
+from .unet import check_fits, merged, merged_spec
+
+CONFIG_FILE = "config.json"
+WEIGHTS_STEM = "diffusion_pytorch_model"
+INDEX_FILE = f"{WEIGHTS_STEM}.safetensors.index.json"
+SHARD_SIZE = 5_000_000_000  # bytes of tensors in a file, at most
+
+
+def write_unet_folder(
+    folder: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    base: Mapping[str, Tensor],
+    delta: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    force: bool = False,
+    shard_size: int = SHARD_SIZE,
+) -> None:
+    """Write base + delta, by canonical names, so that UNet2DConditionModel.from_pretrained loads.
+
+    config: that of the base's UNet2DConditionModel. One tensor at a time is in memory.
+    Raises FileError if delta or config does not fit base, if the folder exists (with `force`, if
+    it holds anything but a UNet), or if it cannot be written.
+    """
+    names = diffusers_to_canonical(config)
+    _check_config_fits(names, base)
+    check_fits(delta, base)
+    specs = {name: merged_spec(base, canonical, dtype) for name, canonical in names.items()}
+    shards = _shards(specs, shard_size)
+    total = sum(spec.size for spec in specs.values())
+    with output_folder(folder, total, force, _is_of_a_unet_folder) as inside:
+        for file_name, shard in shards.items():
+            with (inside / file_name).open("xb") as file:
+                write_into(
+                    file,
+                    {name: specs[name] for name in shard},
+                    lambda name: merged(base, delta, names[name], dtype),
+                    {"format": "pt"},
+                )
+                flush(file)
+        if len(shards) > 1:
+            _write_json(inside / INDEX_FILE, _index(shards, total))
+        _write_json(inside / CONFIG_FILE, plain_config(config))
+
+
+def write_official(
+    path: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    base: Mapping[str, Tensor],
+    delta: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    force: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write the erased weights, base + delta, of delta's tensors alone, in diffusers' names.
+
+    Raises FileError as `write_unet_folder`.
+    """
+    check_fits(delta, base)
+    names = {
+        name: canonical
+        for name, canonical in diffusers_to_canonical(config).items()
+        if canonical in delta
+    }
+    _check_config_fits(names, delta)
+    specs = {name: merged_spec(base, canonical, dtype) for name, canonical in names.items()}
+    stream_safetensors(
+        path,
+        specs,
+        lambda name: merged(base, delta, names[name], dtype),
+        metadata or {"format": "pt"},
+        force,
+    )
+
+
+def read_unet_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], LazyTensors]:
+    """Config, and tensors by canonical name, of a UNet2DConditionModel's folder, sharded or not.
+
+    Raises FileError if it holds none, or a damaged one.
+    """
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        names = diffusers_to_canonical(config)
+    except FileNotFoundError as error:
+        raise FileError(f"{folder} is no folder of a UNet: it has no {CONFIG_FILE}.") from error
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise FileError(f"{folder / CONFIG_FILE} cannot be read: {error}.") from error
+    owners: dict[str, LazyTensors] = {}
+    for file in _weight_files(folder):
+        tensors = file_tensors(read_header(file))
+        owners |= dict.fromkeys(tensors, tensors)
+    odd = names.keys() ^ owners.keys()
+    if odd:
+        raise FileError(
+            f"{folder} is damaged: {min(odd)} is only in its config or only in its weights "
+            f"({len(odd)} such tensors)."
+        )
+    specs = {name: owners[name].specs[name] for name in names}
+    return config, renamed(
+        LazyTensors(specs, lambda name: owners[name][name]), {c: d for d, c in names.items()}
+    )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Those that from_pretrained would take: the plain ones before a variant such as fp16."""
+    plain = folder / f"{WEIGHTS_STEM}.safetensors"
+    if plain.is_file():
+        return [plain]
+    shards = sorted(folder.glob(f"{WEIGHTS_STEM}-*.safetensors"))
+    others = sorted(folder.glob(f"{WEIGHTS_STEM}.*.safetensors"))
+    if not shards and not others:
+        raise FileError(f"{folder} holds no {plain.name}: only safetensors files are read.")
+    return shards or others[:1]
+
+
+def _check_config_fits(names: Mapping[str, str], base: Mapping[str, Tensor]) -> None:
+    odd = set(names.values()) ^ set(base)
+    if odd:
+        raise FileError(
+            f"The model's config does not fit its UNet: {min(odd)} is only in one of the two "
+            f"({len(odd)} such tensors)."
+        )
+
+
+def _shards(specs: Mapping[str, Spec], limit: int) -> dict[str, list[str]]:
+    """File name -> the tensors in it, in order, as many as `limit` bytes hold but at least one."""
+    groups: list[list[str]] = []
+    size = limit
+    for name, spec in specs.items():
+        if not groups or size + spec.size > limit:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += spec.size
+    if len(groups) == 1:
+        return {f"{WEIGHTS_STEM}.safetensors": groups[0]}
+    return {
+        f"{WEIGHTS_STEM}-{i:05d}-of-{len(groups):05d}.safetensors": group
+        for i, group in enumerate(groups, start=1)
+    }
+
+
+def _index(shards: Mapping[str, Sequence[str]], total: int) -> dict[str, Any]:
+    weight_map = {name: file_name for file_name, shard in shards.items() for name in shard}
+    return {"metadata": {"total_size": total}, "weight_map": weight_map}
+
+
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as save_pretrained writes it: none of the entries that only live in memory."""
+    plain = {key: value for key, value in config.items() if not key.startswith("_")}
+    plain["_class_name"] = "UNet2DConditionModel"
+    if "_diffusers_version" in config:
+        plain["_diffusers_version"] = config["_diffusers_version"]
+    return plain
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with path.open("xb") as file:
+        file.write(json.dumps(content, indent=2, sort_keys=True).encode("utf-8") + b"\n")
+        flush(file)
+
+
+def _is_of_a_unet_folder(name: str) -> bool:
+    return name == CONFIG_FILE or name.startswith(WEIGHTS_STEM)

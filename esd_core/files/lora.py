@@ -1,0 +1,154 @@
+"""A change of weights as a LoRA of low rank, for every loader there is.
+
+Names are kohya's, `lora_unet_<path>` with underscores: LDM's paths for SDXL, diffusers' for SD 1.x
+and 2.x. The factors are those of the singular value decomposition, which is the nearest matrix of
+a rank (Eckart and Young 1936); a convolution is the matrix [out, in * kernel].
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import FileError
+from ..models.keys import canonical_to_diffusers
+from ..storage.safetensors_file import write_safetensors
+
+UP, DOWN, ALPHA = ".lora_up.weight", ".lora_down.weight", ".alpha"
+KOHYA = "lora_unet_"
+KEPT, KEPT_BY_LAYER = "esd.lora_kept", "esd.lora_kept_by_layer"
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Matrices up @ down that stand for a change.
+
+    Attributes:
+        factors: up [out, r] or [out, r, 1, 1] and down [r, in] or [r, in, kh, kw], float32, by the
+            canonical name of the layer, without ".weight".
+        kept: the part of the norm of the change that they keep, 0 to 1, by layer; 0 for biases and
+            norms, which have no rank.
+        kept_in_all: the same of all layers together.
+    """
+
+    factors: dict[str, tuple[Tensor, Tensor]]
+    kept: dict[str, float]
+    kept_in_all: float
+
+    @property
+    def rank(self) -> int:
+        """The largest."""
+        return max((len(down) for _, down in self.factors.values()), default=0)
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} keeps {self.kept_in_all:.1%} of the change's norm"
+
+
+def low_rank(
+    change: Mapping[str, Tensor], rank: int | None = None, energy: float | None = None
+) -> LowRank:
+    """The nearest matrices of low rank to a change, float by canonical name of the tensor.
+
+    Args:
+        rank: at most this one in every layer; None for no bound.
+        energy: the smallest rank that keeps this share of a layer's squared norm, 0 to 1.
+
+    Raises:
+        FileError: nothing in it changes a weight.
+    """
+    factors: dict[str, tuple[Tensor, Tensor]] = {}
+    kept: dict[str, float] = {}
+    total = total_kept = 0.0
+    for name, tensor in change.items():
+        square = float(tensor.double().square().sum())
+        if square == 0:
+            continue
+        held = 0.0
+        if tensor.dim() > 1:
+            factors[name.removesuffix(".weight")], held = _factors(tensor.float(), rank, energy)
+        kept[name] = (held / square) ** 0.5
+        total, total_kept = total + square, total_kept + held
+    if not factors:
+        raise FileError("The erasure changes no weight matrix, so no LoRA can be made of it.")
+    return LowRank(factors, kept, (total_kept / total) ** 0.5)
+
+
+def write_lora(
+    path: str | os.PathLike[str],
+    lora: LowRank,
+    architecture: str,
+    metadata: Mapping[str, str],
+    dtype: torch.dtype,
+    force: bool = False,
+) -> None:
+    """Write it under kohya's names.
+
+    Loaders scale by alpha / rank. alpha is the largest rank in every layer, and smaller layers'
+    factors make up for it: diffusers forgets the alphas of attention layers that differ.
+
+    metadata: the erasure's own; but that the file is one stays in it.
+    Raises FileError as `write_safetensors`.
+    """
+    tensors = {}
+    for layer, (up, down) in lora.factors.items():
+        stem = kohya_name(layer, architecture)
+        share = (len(down) / lora.rank) ** 0.5
+        tensors[stem + UP], tensors[stem + DOWN] = (share * up).to(dtype), (share * down).to(dtype)
+        tensors[stem + ALPHA] = torch.tensor(float(lora.rank))
+    about = {
+        **{key: text for key, text in metadata.items() if key != "esd.format"},
+        KEPT: f"{lora.kept_in_all:.4f}",
+        KEPT_BY_LAYER: json.dumps({name: round(part, 4) for name, part in lora.kept.items()}),
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(lora.rank),
+        "ss_network_alpha": str(lora.rank),
+        "ss_v2": str(architecture == "sd2"),
+    }
+    write_safetensors(path, tensors, about, force)
+
+
+def kohya_name(layer: str, architecture: str) -> str:
+    """That of a layer, by its canonical name without ".weight"."""
+    if architecture != "sdxl":
+        # diffusers' defaults have the structure of SD 1.x and 2.x.
+        weight = canonical_to_diffusers({}).get(f"{layer}.weight", layer)
+        layer = weight.removesuffix(".weight")
+    return KOHYA + layer.replace(".", "_")
+
+
+def _factors(
+    tensor: Tensor, rank: int | None, energy: float | None
+) -> tuple[tuple[Tensor, Tensor], float]:
+    """up and down, which share the singular values evenly, and the squared norm they keep."""
+    left, values, right = _decomposed(tensor.flatten(1), rank if energy is None else None)
+    squares = values.double().square()
+    count = len(values) if rank is None else min(rank, len(values))
+    if energy is not None:
+        reached = squares.cumsum(0) >= energy * squares.sum() * (1 - 1e-12)
+        count = min(count, int(reached.int().argmax()) + 1)
+    root = values[:count].sqrt()
+    up, down = left[:, :count] * root, root[:, None] * right[:count]
+    if tensor.dim() == 4:
+        up, down = up[:, :, None, None], down.view(count, *tensor.shape[1:])
+    return (up.contiguous(), down.contiguous()), float(squares[:count].sum())
+
+
+_OVERSAMPLED, _ITERATIONS = 32, 4
+
+
+def _decomposed(matrix: Tensor, rank: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Left vectors [out, k], values [k] and right vectors [k, in], the largest first.
+
+    Where a few of many are wanted, they are found by random projection (Halko et al., arXiv
+    0909.4061), some twenty times as quick at SDXL's sizes; the seed makes it the same every time.
+    """
+    if rank is None or 4 * (rank + _OVERSAMPLED) > min(matrix.shape):
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        return left, values, right
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        left, values, right = torch.svd_lowrank(matrix, rank + _OVERSAMPLED, _ITERATIONS)
+    return left, values, right.T

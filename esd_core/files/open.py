@@ -1,0 +1,202 @@
+"""Erasures in whatever file they come: recognised by names and shapes, never by the file's name.
+
+Two families: files of changes (our own, LoRAs, full differences), and files of absolute weights
+(the official code's, whole UNets, checkpoints, diffusers' folders), whose change is what they
+differ by from a base. Either becomes an `Erasure`, whose tensors stay on the disk until used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import FileError
+from ..models.keys import DIFFUSERS_PARTS, diffusers_to_canonical
+from ..models.structure import architecture_of, title
+from ..storage.header import Header, Spec, read_header
+from ..storage.lazy import LazyTensors, renamed, spec_of
+from ..storage.safetensors_file import file_tensors, mapped_tensors
+from .adapters import (
+    check_finite,
+    check_tensors,
+    foreign_part,
+    is_of_text,
+    modules,
+    part_of,
+    with_alphas,
+)
+from .base import Base
+from .diffusers import read_unet_folder
+from .erasure import Erasure, read_metadata
+from .lora import UP
+from .metadata import FORMAT
+from .unet import MARKS, unet_names
+
+ERASURE, LORA, DIFFERENCE, FOREIGN = "erasure", "lora", "difference", "foreign"
+OFFICIAL, UNET, CHECKPOINT, DIFFUSERS = "official", "unet", "checkpoint", "diffusers"
+KINDS = {
+    ERASURE: "an erasure of this pack",
+    LORA: "a LoRA",
+    DIFFERENCE: "full differences of weights",
+    FOREIGN: "an adapter of another kind than LoRA",
+    OFFICIAL: "erased weights under diffusers' names, as the official code writes",
+    UNET: "a whole UNet",
+    CHECKPOINT: "a whole checkpoint",
+    DIFFUSERS: "a whole UNet under diffusers' names",
+}
+HOST_PREFIX = "diffusion_model."
+ABSOLUTE = (OFFICIAL, UNET, CHECKPOINT, DIFFUSERS)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file or folder that an erasure can be had from.
+
+    Attributes:
+        kind: of KINDS.
+        tensors: the UNet's: LoRA's parts by "<module>.<part>"; of absolute weights a UNet's own
+            names, canonical or diffusers'.
+        left_out: how many tensors are no part of a UNet.
+    """
+
+    path: Path
+    kind: str
+    tensors: LazyTensors
+    metadata: Mapping[str, str]
+    left_out: int = 0
+
+    @property
+    def needs_base(self) -> bool:
+        return self.kind in ABSOLUTE
+
+    @property
+    def architecture(self) -> str:
+        """As it says itself, else as its shapes show; "" where neither tells."""
+        said = self.metadata.get("esd.base_architecture", "")
+        return said or architecture_of({n: s.shape for n, s in self.tensors.specs.items()})
+
+    def erasure(self, base: Base) -> Erasure:
+        """The change that it makes of this base.
+
+        Raises:
+            FileError: it was made for another model, or holds what cannot be used.
+        """
+        if self.kind == FOREIGN:
+            raise FileError(
+                f"{self.path} is {KINDS[FOREIGN]} ({foreign_part(self.tensors)}): ComfyUI's own "
+                "LoRA loaders read it, and this command does not"
+            )
+        if self.architecture not in ("", base.architecture):
+            raise FileError(
+                f"{self.path.name} was made for {title(self.architecture)}, and this model is "
+                f"{title(base.architecture)}: give the kind of model it was made for"
+            )
+        tensors = self._difference(base) if self.needs_base else self._renamed(base)
+        return Erasure(tensors, read_metadata(self.path, self.metadata), self.path)
+
+    def _renamed(self, base: Base) -> LazyTensors:
+        """Changes, by canonical names."""
+        known = modules(base.config)
+        names = {}
+        for name in self.tensors:
+            module, part = part_of(name) or (name, "")
+            if module not in known and not module.startswith(HOST_PREFIX):
+                raise FileError(
+                    f"{self.path.name} changes {module}, which this model does not have"
+                )
+            names[known.get(module, module.removeprefix(HOST_PREFIX)) + part] = name
+        return renamed(self.tensors, names)
+
+    def _difference(self, base: Base) -> LazyTensors:
+        """file - base in float32; of a whole UNet only what it has changed."""
+        known = diffusers_to_canonical(base.config)
+        specs: dict[str, Spec] = {}
+        sources: dict[str, tuple[str, str]] = {}
+        for name, tensor in self.tensors.items():
+            canonical = known.get(name, name)
+            if canonical not in base.weights:
+                raise self._misplaced(name)
+            if tensor.shape != spec_of(base.weights, canonical).shape:
+                raise self._misplaced(name)
+            check_finite(self.path, name, tensor)
+            if self.kind != OFFICIAL and _rounded(base.weights[canonical], tensor).equal(tensor):
+                continue
+            module, _, leaf = canonical.rpartition(".")
+            key = f"{module}.{'diff' if leaf == 'weight' else 'diff_b'}"
+            specs[key], sources[key] = Spec(torch.float32, tuple(tensor.shape)), (name, canonical)
+
+        def difference(key: str) -> Tensor:
+            name, canonical = sources[key]
+            own = base.weights[canonical].detach().to("cpu", torch.float32)
+            return self.tensors[name].to(torch.float32) - own
+
+        return LazyTensors(specs, difference)
+
+    def _misplaced(self, name: str) -> FileError:
+        return FileError(
+            f"{self.path} was made for another model: its tensor {name} has no place in this one"
+        )
+
+
+def _rounded(tensor: Tensor, like: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", like.dtype)
+
+
+def open_source(path: Path, mapped: bool = False) -> Source:
+    """Recognises a file or folder and checks it as far as that goes without a base.
+
+    mapped: leave a file of changes where it is, for a caller that keeps all of its tensors; it must
+        not be written into while they live.
+
+    Raises:
+        FileError: it is missing, damaged, holds numbers that are none, or nothing of a UNet.
+    """
+    if path.is_dir():
+        inner = path / "unet" if (path / "unet").is_dir() else path
+        return Source(path, DIFFUSERS, read_unet_folder(inner)[1], {})
+    header = read_header(path)
+    return _of_changes(header, mapped) or _of_weights(header)
+
+
+def _of_changes(header: Header, mapped: bool) -> Source | None:
+    """A file of changes; None if it holds something else."""
+    tensors = mapped_tensors(header) if mapped else file_tensors(header)
+    if foreign_part(tensors):
+        return Source(header.path, FOREIGN, tensors, header.metadata)
+    parts = {name: part_of(name) for name in tensors if not is_of_text(name)}
+    if not parts or not all(parts.values()):
+        return None
+    own = renamed(tensors, {"".join(part): name for name, part in parts.items() if part})
+    changes = with_alphas(own)
+    check_tensors(header.path, changes)
+    if header.metadata.get("esd.format") == FORMAT:
+        kind = ERASURE
+    else:
+        kind = LORA if any(name.endswith(UP) for name in changes) else DIFFERENCE
+    return Source(header.path, kind, changes, header.metadata, len(tensors) - len(parts))
+
+
+def _of_weights(header: Header) -> Source:
+    tensors = file_tensors(header)
+    unet = unet_names(tensors)
+    if unet:
+        marks = [name for name in tensors if name.rpartition(".")[2] in MARKS]
+        others = len(tensors) - len(unet) - len(marks)
+        kind = CHECKPOINT if others else UNET
+        return Source(header.path, kind, unet, header.metadata, others)
+    names = {name.removeprefix("unet."): name for name in tensors}
+    if names and all(name.startswith(DIFFUSERS_PARTS) for name in names):
+        is_whole = {"conv_in.weight", "conv_out.weight", "time_embedding.linear_1.weight"} <= {
+            *names
+        }
+        kind = DIFFUSERS if is_whole else OFFICIAL
+        return Source(header.path, kind, renamed(tensors, names), header.metadata)
+    what = f'"{min(names)[:200]}"' if names else "no tensor"
+    raise FileError(
+        f"{header.path} is no erasure file (it holds {what}): give one that `esd erase` wrote, a "
+        "LoRA, or weights of an erased UNet"
+    )

@@ -1,0 +1,84 @@
+"""Pictures of prompts and seeds, for comparing models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..method.sampling import sample
+from ..models.denoiser import Conditioning
+from ..models.diffusers_backend import DiffusersDenoiser
+
+Progress = Callable[[int, int], None]
+"""Called with how many are done, and how many there are in all."""
+
+
+@torch.no_grad()
+def render(
+    denoiser: DiffusersDenoiser,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    width: int,
+    height: int,
+    negative: str = "",
+    batch: int = 32,
+    on_picture: Progress | None = None,
+) -> Tensor:
+    """One picture a prompt, float32 [N, 3, H, W] in 0..1 on the CPU.
+
+    A picture's noise follows from its own seed and size alone, so that it is the same in every
+    batch and for every model of one architecture.
+
+    Args:
+        prompts, seeds: N each.
+        guidance: 1 follows the prompt's own prediction.
+        width, height: in pixels.
+        negative: what guidance leads away from.
+        batch: how many pictures are sampled side by side.
+        on_picture: told after every batch.
+
+    Raises:
+        ConfigError: the model has no latents for that size.
+    """
+    if len(prompts) != len(seeds):
+        raise ValueError(f"{len(prompts)} prompts, but {len(seeds)} seeds")
+    shape = denoiser.latent_shape(width, height)
+    if not prompts:
+        return torch.empty(0, 3, height, width)
+    schedule = denoiser.schedule(steps)
+    rows, encoded = _encode(denoiser, [*prompts, negative], width, height, batch)
+    pictures: list[Tensor] = []
+    for start in range(0, len(prompts), batch):
+        noise = picture_noise(seeds[start : start + batch], shape).to(denoiser.device)
+        own = rows[start : start + len(noise)]
+        pair = [encoded.select(own), encoded.select([rows[-1]] * len(noise))]
+        pictures.append(denoiser.decode(sample(denoiser, noise, pair, schedule, guidance)))
+        if on_picture:
+            on_picture(start + len(noise), len(prompts))
+    return torch.cat(pictures)
+
+
+def picture_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
+    """Unit noise, float32 [N, *shape] on the CPU, one generator a seed."""
+    return torch.stack([torch.randn(shape, generator=_generator(seed)) for seed in seeds])
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _encode(
+    denoiser: DiffusersDenoiser, prompts: Sequence[str], width: int, height: int, batch: int
+) -> tuple[list[int], Conditioning]:
+    """Every different prompt once, and for each prompt which row it is."""
+    unique = list(dict.fromkeys(prompts))
+    places = {prompt: place for place, prompt in enumerate(unique)}
+    parts = [
+        denoiser.encode(unique[start : start + batch], width, height)
+        for start in range(0, len(unique), batch)
+    ]
+    return [places[prompt] for prompt in prompts], Conditioning.cat(parts)

@@ -1,0 +1,71 @@
+"""Sampling with guidance in sigma space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..models.denoiser import Conditioning, Denoiser, Schedule
+from .objective import guided
+
+Observe = Callable[[Tensor, float, Sequence[Tensor]], None]
+"""Called with x [B, C, h, w], its sigma, and the predictions there, one [B, C, h, w] a prompt."""
+
+
+def predict_together(
+    denoiser: Denoiser,
+    x: Tensor,
+    sigma: float,
+    prompts: Sequence[Conditioning],
+    rows: int | None = None,
+) -> list[Tensor]:
+    """eps-hat at the same latents for several prompts, as one batch.
+
+    Args:
+        x: [B, C, h, w].
+        prompts: conditionings of B rows each.
+        rows: as many of them at a time, where memory is short.
+    """
+    together = Conditioning.cat(prompts)
+    levels = torch.full((len(together),), sigma, device=x.device)
+    xs = x.repeat(len(prompts), 1, 1, 1)
+    parts = torch.arange(len(xs)).split(rows or len(xs))
+    predicted = [denoiser.predict_noise(xs[p], levels[p], together.select(p)) for p in parts]
+    return list(torch.cat(predicted).split(len(x)))
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser,
+    noise: Tensor,
+    prompts: Sequence[Conditioning],
+    schedule: Schedule,
+    guidance: float,
+    observe: Observe | None = None,
+    rows: int | None = None,
+) -> Tensor:
+    """Euler's method on the guided prediction; returns the latents, float32 [B, C, h, w].
+
+    Args:
+        noise: unit noise, float32 [B, C, h, w].
+        prompts: the prompts to follow, the empty prompt, and any further ones that are predicted
+            on the way for `observe` alone; conditionings of B rows each.
+        guidance: 1 follows the prompt's own prediction.
+        observe: sees every step before it is taken.
+        rows: how many evaluations go through the network together; all of a step without it.
+    """
+    x = noise * schedule.initial_scale
+    levels = schedule.sigmas.tolist()
+    for sigma, following in zip(levels[:-1], levels[1:], strict=True):
+        predictions = predict_together(denoiser, x, sigma, prompts, rows)
+        if observe:
+            observe(x, sigma, predictions)
+        x = x + (following - sigma) * guided(predictions[0], predictions[1], guidance)
+    return x
+
+
+def unit_noise(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
+    """Drawn on the CPU, so that a seed means the same on every device."""
+    return torch.randn(tuple(shape), generator=generator).to(device)

@@ -1,0 +1,263 @@
+"""The headless backend: pipelines of diffusers behind the Denoiser protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from diffusers import (
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
+from torch import Tensor
+
+from ..errors import ConfigError, ESDError, FileError
+from .denoiser import Conditioning, Schedule
+from .keys import diffusers_to_canonical
+from .swap import replaced, slot
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+POCKET = "pocket"
+_DECODED = 4
+"""Pictures that are decoded side by side."""
+
+
+class DiffusersDenoiser:
+    """A Stable Diffusion 1.x, 2.x or XL pipeline, of eps- or v-prediction."""
+
+    def __init__(self, pipeline: DiffusionPipeline) -> None:
+        self.pipeline = pipeline
+        self.unet = pipeline.unet.requires_grad_(False)
+        self.architecture = _architecture(pipeline)
+        self.device = self.unet.device
+        self.compute_dtype: torch.dtype = self.unet.dtype
+        self.prediction_type: str = pipeline.scheduler.config.prediction_type
+        if self.prediction_type not in ("epsilon", "v_prediction"):
+            raise ESDError(
+                f"the model predicts {self.prediction_type}, and only epsilon and v_prediction "
+                "can be erased from: give another model"
+            )
+        modules = dict(self.unet.named_modules())
+        self._slots = {
+            canonical: slot(modules, name)
+            for name, canonical in diffusers_to_canonical(self.unet.config).items()
+        }
+        self._teacher: dict[str, Tensor] = {
+            name: module.get_parameter(leaf) for name, (module, leaf) in self._slots.items()
+        }
+        scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+        alphas = scheduler.alphas_cumprod.double().numpy()
+        self._train_sigmas = ((1 - alphas) / alphas) ** 0.5
+
+    # -- the protocol
+
+    def parameters(self) -> Mapping[str, Tensor]:
+        return self._teacher
+
+    def swapped(self, tensors: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        return replaced(self._slots, tensors)
+
+    @contextmanager
+    def checkpointed(self, enabled: bool) -> Iterator[None]:
+        before = self.unet.is_gradient_checkpointing
+        switch = {
+            True: self.unet.enable_gradient_checkpointing,
+            False: self.unet.disable_gradient_checkpointing,
+        }
+        switch[enabled]()
+        try:
+            yield
+        finally:
+            switch[before]()
+
+    @property
+    def unet_config(self) -> Mapping[str, Any]:
+        return dict(self.unet.config)
+
+    def free_memory(self) -> int:
+        if self.device.type == "cuda":
+            held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(
+                self.device
+            )
+            return torch.cuda.mem_get_info(self.device)[0] + held
+        if self.device.type == "mps":
+            return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+        return psutil.virtual_memory().available
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        factor = self.pipeline.vae_scale_factor
+        if width % factor or height % factor:
+            raise ConfigError(
+                f"width and height must be multiples of {factor}, not {width}x{height}"
+            )
+        return self.unet.config.in_channels, height // factor, width // factor
+
+    def schedule(self, steps: int) -> Schedule:
+        scheduler = EulerDiscreteScheduler.from_config(self.pipeline.scheduler.config)
+        scheduler.set_timesteps(steps)
+        return Schedule(scheduler.sigmas.float(), float(scheduler.init_noise_sigma))
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], width: int, height: int) -> Conditioning:
+        context, pooled, time_ids = None, None, None
+        if self.architecture == "sdxl":
+            context, _, pooled, _ = self.pipeline.encode_prompt(
+                list(prompts), do_classifier_free_guidance=False
+            )
+            sizes = [height, width, 0, 0, height, width]
+            time_ids = torch.tensor([sizes] * len(prompts), device=self.device, dtype=torch.float32)
+        else:
+            context, _ = self.pipeline.encode_prompt(
+                list(prompts),
+                self.device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=False,
+            )
+        return Conditioning(context, pooled, time_ids)
+
+    def predict_noise(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        level = sigma.view(-1, 1, 1, 1)
+        scale = (level**2 + 1).sqrt()
+        added: dict[str, Any] = {}
+        if conditioning.pooled is not None:
+            added = {"text_embeds": conditioning.pooled, "time_ids": conditioning.time_ids}
+        raw = self.unet(
+            (x / scale).to(self.compute_dtype),
+            self._timesteps(sigma),
+            conditioning.context,
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0].float()
+        if self.prediction_type == "epsilon":
+            return raw
+        # v = (eps - sigma x0) / scale, x = x0 + sigma eps (Salimans and Ho 2022, in sigma space).
+        return (raw * scale + x * level) / scale**2
+
+    def _timesteps(self, sigma: Tensor) -> Tensor:
+        """Undoes the interpolation by which the Euler scheduler turns timesteps into sigmas."""
+        levels = sigma.detach().cpu().double().numpy()
+        steps = np.interp(levels, self._train_sigmas, np.arange(len(self._train_sigmas)))
+        return torch.from_numpy(steps).to(sigma.device, torch.float32)
+
+    # -- pictures
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures, float32 [B, 3, H, W] in 0..1 on the CPU, of latents in sigma space at 0."""
+        vae = self.pipeline.vae
+        scaled = (latents / vae.config.scaling_factor).to(vae.dtype)
+        # A few at a time: an autoencoder's activations are large, and a CPU's caches are not.
+        parts = [vae.decode(part).sample.float() for part in scaled.split(_DECODED)]
+        return (torch.cat(parts) / 2 + 0.5).clamp(0, 1).cpu()
+
+
+def _architecture(pipeline: DiffusionPipeline) -> str:
+    if isinstance(pipeline, StableDiffusionXLPipeline):
+        return "sdxl"
+    if isinstance(pipeline, StableDiffusionPipeline):
+        return "sd1" if pipeline.unet.config.cross_attention_dim == 768 else "sd2"
+    raise ESDError(
+        f"the model is a {type(pipeline).__name__}, and only Stable Diffusion 1.x, 2.x and XL can "
+        "be erased from: give another model"
+    )
+
+
+def automatic_precision(device: torch.device) -> torch.dtype:
+    """fp32 on the CPU; on an accelerator bf16 where it has it, else fp16."""
+    if device.type == "cpu":
+        return torch.float32
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        return torch.float16
+    return torch.bfloat16
+
+
+def load_denoiser(
+    model: str, precision: str = "auto", device: str | None = None
+) -> DiffusersDenoiser:
+    """Loads a model by name, folder, single file or hub id.
+
+    Args:
+        model: "pocket", the folder of a diffusers pipeline, a .safetensors checkpoint, or a hub id.
+        precision: what the frozen weights are held and computed in: auto, fp32, bf16 or fp16.
+        device: of torch; by default the first accelerator, else the CPU.
+
+    Raises:
+        FileError: nothing can be loaded from there.
+        ConfigError: there is no such device here.
+    """
+    place = _device(device or _first_device())
+    dtype = PRECISIONS.get(precision) or automatic_precision(place)
+    pipeline = _load_pipeline(model, dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    return DiffusersDenoiser(pipeline.to(place))
+
+
+def _device(name: str) -> torch.device:
+    try:
+        torch.ones(1, device=name).item()
+    except (RuntimeError, AssertionError) as error:  # unknown, not built in, or not there
+        raise ConfigError(
+            f"there is no device {name} here: give cuda, mps or cpu ({_first_line(error)})"
+        ) from error
+    return torch.device(name)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _first_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _load_pipeline(model: str, dtype: torch.dtype) -> DiffusionPipeline:
+    quiet = {"torch_dtype": dtype, "use_safetensors": True}
+    path = Path(model)
+    try:
+        if model == POCKET:
+            return StableDiffusionXLPipeline.from_pretrained(
+                pocket_folder(), add_watermarker=False, **quiet
+            )
+        if path.is_file():
+            return _load_single_file(path, dtype)
+        if path.is_dir() and not (path / "model_index.json").is_file():
+            raise FileError(
+                f"{model} is a folder without model_index.json: give a diffusers pipeline folder"
+            )
+        return DiffusionPipeline.from_pretrained(model, **quiet)
+    except ESDError:
+        raise
+    except Exception as error:  # a damaged or foreign model trips the loaders in many ways
+        raise FileError(
+            f"no model can be loaded from {model}: give pocket, a diffusers folder, a .safetensors "
+            f"checkpoint or a hub id ({_first_line(error)})"
+        ) from error
+
+
+def _load_single_file(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
+    if path.suffix != ".safetensors":
+        raise FileError(
+            f"{path} is no .safetensors file: other checkpoints can hide code and are not read"
+        )
+    from ..storage.header import read_header
+
+    names = read_header(path).tensors
+    if not any(name.startswith("model.diffusion_model.") for name in names):
+        raise FileError(f"{path} is no checkpoint, since it holds no UNet: give a whole model")
+    is_xl = any(name.startswith("conditioner.embedders.") for name in names)
+    kind = StableDiffusionXLPipeline if is_xl else StableDiffusionPipeline
+    return kind.from_single_file(str(path), torch_dtype=dtype)
+
+
+def pocket_folder() -> Path:
+    return Path(__file__).parents[1] / "pocket" / "weights"

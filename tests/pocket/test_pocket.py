@@ -1,0 +1,90 @@
+"""Pocket itself: what it is, and that an erasure on it does what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from esd_core.config.presets import load_preset
+from esd_core.config.settings import ErasureConfig, override
+from esd_core.files.erasure import read_erasure, write_erasure
+from esd_core.models.diffusers_backend import POCKET, DiffusersDenoiser, load_denoiser
+from esd_core.pocket import WEIGHTS
+from esd_core.pocket.judge import judge, load_oracle
+from esd_core.pocket.world import LOOKS, OBJECTS, draw
+from esd_core.training.run import erase
+from esd_core.training.trainer import Progress
+
+MEGABYTE = 2**20
+
+
+class Quiet:
+    """Neither listens nor asks for anything."""
+
+    def on_step(self, progress: Progress) -> None: ...
+
+    def on_preview(self, step: int, student: dict[str, torch.Tensor]) -> None: ...
+
+    def on_save(self, step: int, path: Path) -> None: ...
+
+    def should_stop(self) -> bool:
+        return False
+
+
+@pytest.fixture(scope="module")
+def pocket() -> DiffusersDenoiser:
+    return load_denoiser(POCKET)
+
+
+def test_all_weights_fit_into_32_megabytes() -> None:
+    files = [path for path in WEIGHTS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 32 * MEGABYTE
+
+
+def test_the_weights_are_fp16() -> None:
+    from esd_core.storage.header import read_header
+
+    for path in WEIGHTS.rglob("*.safetensors"):
+        floats = {e.dtype for e in read_header(path).tensors.values() if e.dtype.is_floating_point}
+        assert floats == {torch.float16}, path
+
+
+def test_pocket_is_an_sdxl_in_miniature(pocket: DiffusersDenoiser) -> None:
+    assert pocket.architecture == "sdxl"
+    config = pocket.unet.config
+    assert config.addition_embed_type == "text_time" and config.use_linear_projection
+    assert sum(isinstance(d, int) and d > 0 for d in config.transformer_layers_per_block[1:]) == 2
+    assert all(width % 32 == 0 for width in config.block_out_channels)
+    assert pocket.latent_shape(128, 128) == (4, 16, 16)
+    ids = pocket.pipeline.tokenizer("a house in the style of Van Gogh").input_ids
+    # CLIP's own vocabulary, as any CLIP tokenizer gives it.
+    assert ids == [49406, 320, 1212, 530, 518, 1844, 539, 2451, 19697, 49407]
+
+
+def test_the_oracle_reads_99_of_100_fresh_drawings() -> None:
+    rng = np.random.default_rng(987)
+    asked = [(name, look) for name in OBJECTS for look in LOOKS] * 12
+    drawn = np.stack([draw(name, look, rng) for name, look in asked])
+    objects, looks = load_oracle().read(torch.from_numpy(drawn).permute(0, 3, 1, 2).contiguous())
+    for kind, seen in ((0, objects), (1, looks)):
+        right = [pair[kind] == guess for pair, guess in zip(asked, seen, strict=True)]
+        assert np.mean(right) >= 0.99
+
+
+def test_an_erased_style_is_gone_and_the_rest_survives(
+    pocket: DiffusersDenoiser, tmp_path: Path
+) -> None:
+    """The demo's run, read back from its file and judged on 12 pictures a pair."""
+    config = ErasureConfig.from_mapping(override(load_preset(POCKET), {"concepts": ["Van Gogh"]}))
+    before = {name: value.clone() for name, value in pocket.parameters().items()}
+    result = erase(pocket, config, Quiet(), Quiet())
+    path = tmp_path / "erasure.safetensors"
+    write_erasure(path, result.erasure)
+    judged = judge(pocket, [(read_erasure(path), 1.0)], per_pair=4).as_dict()
+    assert judged["concepts"]["Van Gogh"]["before"] >= 0.9
+    assert judged["concepts"]["Van Gogh"]["after"] <= 0.05
+    assert judged["worst_drop"] <= 0.09, "24 pictures a name: two of them"
+    assert all(torch.equal(value, before[name]) for name, value in pocket.parameters().items())
