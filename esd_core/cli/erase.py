@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.presets import load_preset, load_settings, preset_for, preset_names
-from ..config.settings import ErasureConfig, fields, override
+from ..config.settings import ErasureConfig, override
 from ..errors import FileError
 from . import model as models
 from . import outputs
 from .console import StopRequest, note
 from .events import TerminalEvents
-from .flags import add_fields, given
+from .flags import CONFIG, add_flags, given
 
 if TYPE_CHECKING:
     from ..models.diffusers_backend import DiffusersDenoiser
     from ..training.run import Result
 
-FIELDS = fields()
 _GROUPS = {"": "what to erase, and how", "trajectory": "trajectories", "training": "training"}
 
 
@@ -58,7 +57,7 @@ def add_config(parser: ArgumentParser) -> None:
 def add_settings(parser: ArgumentParser) -> None:
     """A flag for every field of the config."""
     for table, title in _GROUPS.items():
-        add_fields(parser, title, [f for f in FIELDS if f.name.rpartition(".")[0] == table])
+        add_flags(parser, title, {n: f for n, f in CONFIG.items() if n.rpartition(".")[0] == table})
 
 
 def run(arguments: Namespace) -> int:
@@ -96,11 +95,11 @@ def _draft(arguments: Namespace) -> ErasureConfig:
 def _settled(arguments: Namespace, architecture: str) -> ErasureConfig:
     """The settings of the flags, over those of --config, over the preset that fits them."""
     asked = load_settings(arguments.config) if arguments.config else {}
-    asked = override(asked, given(arguments, FIELDS))
+    asked = override(asked, given(arguments, CONFIG))
     if architecture == models.POCKET:
         preset = models.POCKET
     else:
-        preset = preset_for(architecture, asked.get("method", ErasureConfig.method))
+        preset = preset_for(architecture, asked.get("method", CONFIG["method"].default))
     return ErasureConfig.from_mapping(override(load_preset(preset), asked))
 
 
