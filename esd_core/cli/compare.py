@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from .. import pocket
 from ..config.rules import Settings, Text
 from ..config.settings import SIZES
 from ..errors import FileError
@@ -17,7 +18,6 @@ from .console import pictures
 from .flags import add_flags, checked, number, read
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from torch import Tensor
 
     from ..files.erasure import Erasure
@@ -90,9 +90,13 @@ def run(arguments: Namespace) -> int:
     sampling = _sampling(asked, arguments.model, denoiser)
     with models.memory_told():
         columns = _render(denoiser, erasures, rows, sampling)
-    measured = _measures(columns)
+    from ..images import comparison
+
+    measured = comparison.measure(columns)
     labels = [file.label for file in files]
-    outputs.write_png(arguments.out, _grid(rows, labels, columns, sampling), arguments.force)
+    footer = f"{sampling['steps']} Euler steps, guidance {sampling['guidance']:g}"
+    grid = comparison.draw(rows, labels, columns, footer)
+    outputs.write_png(arguments.out, grid, arguments.force)
     if arguments.json:
         outputs.write_json(
             arguments.json, _report(arguments, files, rows, measured, sampling), arguments.force
@@ -111,7 +115,8 @@ def _rows(arguments: Namespace) -> list[tuple[str, int]]:
 def _sampling(asked: Sampling, model: str, denoiser: DiffusersDenoiser) -> dict[str, Any]:
     """How to render, by the names of `render`'s arguments."""
     size = models.native_size(denoiser)
-    defaults = {"guidance": 3.0 if model == models.POCKET else 7.0, "width": size, "height": size}
+    guidance = pocket.GUIDANCE if model == models.POCKET else 7.0
+    defaults = {"guidance": guidance, "width": size, "height": size}
     given = {name: value for name, value in asked.model_dump().items() if value is not None}
     return asked.model_dump() | defaults | given
 
@@ -141,39 +146,6 @@ def _render(
     return columns
 
 
-def _measures(columns: list[Tensor]) -> list[list[dict[str, float]]]:
-    """For every row, how far each erasure's picture lies from the model's own."""
-    from ..images.measures import measures
-
-    original, *others = columns
-    return [
-        [measures(original[row], other[row]) for other in others] for row in range(len(original))
-    ]
-
-
-def _grid(
-    rows: list[tuple[str, int]],
-    labels: list[str],
-    columns: list[Tensor],
-    sampling: dict[str, Any],
-) -> Image:
-    from ..images.grid import DIFFERENCE_HEADER, Row, comparison_grid, difference
-
-    drawn = []
-    for row, (prompt, seed) in enumerate(rows):
-        shown = [column[row] for column in columns]
-        drawn.append(
-            Row(
-                prompt or "(empty prompt)",
-                [*shown, difference(shown[0], shown[-1])],
-                sublabel=f"seed {seed}",
-            )
-        )
-    last = f" of {labels[-1]}" if len(labels) > 1 else ""
-    footer = f"{sampling['steps']} Euler steps, guidance {sampling['guidance']:g}"
-    return comparison_grid(drawn, ["original", *labels, DIFFERENCE_HEADER + last], footer=footer)
-
-
 def _report(
     arguments: Namespace,
     files: list[erased.Erased],
@@ -195,9 +167,10 @@ def _report(
 
 def _summary(labels: list[str], measured: list[list[dict[str, float]]], out: Path) -> str:
     """The mean over all rows of every measure, a line an erasure."""
+    from ..images.comparison import mean
+
     lines = []
-    for column, label in enumerate(labels):
-        of_column = [row[column] for row in measured]
-        means = {name: sum(m[name] for m in of_column) / len(of_column) for name in of_column[0]}
-        lines.append(f"{label}: " + ", ".join(f"{n} {mean:.3f}" for n, mean in means.items()))
+    for label, of_erasure in zip(labels, zip(*measured, strict=True), strict=True):
+        means = mean(of_erasure).items()
+        lines.append(f"{label}: " + ", ".join(f"{name} {value:.3f}" for name, value in means))
     return "\n".join([*lines, f"written to {out}"])

@@ -9,12 +9,11 @@ from pydantic import Field
 
 from ..config.rules import Settings
 from ..errors import ConfigError
+from ..pocket import FIRST_SEED
 from . import erased, outputs
 from . import model as models
 from .console import pictures
 from .flags import add_flags, read
-
-FIRST_SEED = 1_000_000  # as in pocket.judge, which is too heavy to import for it
 
 
 class Pictures(Settings):
@@ -43,7 +42,7 @@ def run(arguments: Namespace) -> int:
     models.check_model(arguments.model)
     sources = erased.open_all(files)
     denoiser = models.load(arguments.model, device=arguments.device)
-    from ..pocket.judge import evaluate, table
+    from ..pocket.judge import judge, table
     from ..pocket.world import LOOKS, OBJECTS, SIZE
 
     if models.native_size(denoiser) != SIZE:
@@ -54,14 +53,14 @@ def run(arguments: Namespace) -> int:
     erasures = erased.fitted(files, sources, denoiser)
     total = asked.per_pair * len(OBJECTS) * len(LOOKS) * (2 if erasures else 1)
     with models.memory_told(), pictures(total) as report:
-        result = evaluate(
+        result = judge(
             denoiser,
             erasures,
             asked.per_pair,
             asked.steps,
             seed=asked.seed,
             on_progress=report,
-        )
+        ).as_dict()
     print(table(result))
     if arguments.json:
         outputs.write_json(arguments.json, result, arguments.force)
