@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -15,18 +15,15 @@ from . import erased, outputs
 from . import model as models
 from .flags import add_flags, read
 
-FORMS = ("unet", "diffusers", "official", "lora", "erasure")  # as in ..export, too heavy to import
-FORMS_HELP = (
-    "unet: a whole UNet as one file, for ComfyUI's UNETLoader. diffusers: a folder for "
-    "UNet2DConditionModel.from_pretrained. official: the erased weights alone, as the official "
-    "code loads them; --out may be a folder then. lora: the change at a low rank, for every loader "
-    "of LoRAs. erasure: the change itself, for ComfyUI's LoRA loaders."
-)
-
 
 class Form(Settings):
     """What is written, and how."""
 
+    to: Literal["unet", "diffusers", "official", "lora", "erasure"]
+    """unet: a whole UNet as one file, for ComfyUI's UNETLoader. diffusers: a folder for
+    UNet2DConditionModel.from_pretrained. official: the erased weights alone, as the official code
+    loads them; --out may be a folder then. lora: the change at a low rank, for every loader of
+    LoRAs. erasure: the change itself, for ComfyUI's LoRA loaders."""
     strength: Number = Field(1.0, ge=-100, le=100)
     """How much of the change is taken."""
     dtype: FileDtype = "fp16"
@@ -49,9 +46,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     models.add_model(parser)
     parser.add_argument(
-        "--to", metavar="|".join(FORMS), required=True, choices=FORMS, help=FORMS_HELP
-    )
-    parser.add_argument(
         "--out", metavar="PATH", type=Path, required=True, help="The file or folder to write."
     )
     outputs.add_force(parser)
@@ -60,10 +54,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     form = read(Form, arguments)
-    out, is_folder = arguments.out, arguments.to == "diffusers"
-    if arguments.to != "lora" and (form.rank, form.energy) != (None, None):
+    out, is_folder = arguments.out, form.to == "diffusers"
+    if form.to != "lora" and (form.rank, form.energy) != (None, None):
         raise ConfigError("--rank and --energy are for --to lora")
-    in_folder = arguments.to == "official" and out.is_dir()
+    in_folder = form.to == "official" and out.is_dir()
     if not in_folder:
         _check(out, arguments, is_folder)
     models.check_model(arguments.model)
@@ -76,7 +70,7 @@ def run(arguments: Namespace) -> int:
     base = models.base(arguments.model)
     erasure = erased.fitted_to(source, base)
     options = Options(**_chosen(form), force=arguments.force)
-    report = export(arguments.to, out, erasure, base, options)
+    report = export(form.to, out, erasure, base, options)
     print(*filter(None, (report, f"written to {out}")), sep="\n")
     return 0
 
@@ -87,7 +81,7 @@ def _check(out: Path, arguments: Namespace, is_folder: bool) -> None:
 
 
 def _chosen(form: Form) -> dict[str, Any]:
-    chosen = form.model_dump()
+    chosen = form.model_dump(exclude={"to"})
     if (form.rank, form.energy) == (None, None):
         chosen["rank"] = DEFAULT_RANK
     return chosen

@@ -55,7 +55,8 @@ class Settings(BaseModel):
 
 def named_fields(kind: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
     """The fields of a model by dotted name, those of nested tables last."""
-    own, nested = {}, {}
+    own: dict[str, FieldInfo] = {}
+    nested: dict[str, FieldInfo] = {}
     for name, field in kind.model_fields.items():
         if is_table(field):
             nested |= named_fields(field.annotation, f"{name}.")  # type: ignore[arg-type]

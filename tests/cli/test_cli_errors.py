@@ -24,6 +24,8 @@ WEIGHTS = ORACLE.parent
 POCKET = ("--model", "pocket", "--device", "cpu")
 SMALL = ("--width", "64", "--height", "64")
 QUICK = ("--steps", "2", "--trajectory-steps", "2", "--count", "1", "--batch-size", "2")
+EXPORT = ("export", "f", "--model", "m", "--out", "o", "--to")
+COMPARE = ("compare", "--model", "m", "--out", "o.png", "--erased", "f", "--prompt", "p")
 CONV_IN = "input_blocks.0.0.diff"
 CONV_IN_SHAPE = (32, 4, 3, 3)
 
@@ -140,11 +142,14 @@ def test_a_config_file_is_refused_by_name(
         ([], "the following arguments are required: COMMAND"),
         (["paint"], "invalid choice: 'paint'"),
         (["erase"], "the following arguments are required: --model, --out"),
-        (["export", "f", "--to", "ckpt"], "to must be one of unet, diffusers, official, lora"),
-        (["export", "f", "--to", "lora", "--energy", "0"], "energy must be above 0"),
-        (["compare", "--seed", "-1"], "seed must be at least 0"),
-        (["compare", "--width", "100"], "in multiples of 8, not 100"),
-        (["evaluate", "--steps", "0"], "steps must be at least 1"),
+        ([*EXPORT, "ckpt"], "--to must be one of unet, diffusers, official, lora"),
+        ([*EXPORT, "lora", "--energy", "0"], "--energy must be above 0"),
+        ([*COMPARE, "--seed", "-1"], "--seed must be at least 0"),
+        (
+            [*COMPARE, "--width", "100"],
+            "--width must be at least 64 and at most 4096, in multiples of 8, not 100",
+        ),
+        (["evaluate", "--model", "m", "--steps", "0"], "--steps must be at least 1"),
     ],
 )
 def test_a_command_line_is_refused_in_a_sentence(
