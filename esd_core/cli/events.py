@@ -47,12 +47,11 @@ class TerminalEvents:
         self.saved = step
 
     def _draw(self, path: Path, step: int, student: dict[str, Tensor]) -> None:
-        from ..config.concepts import parse_all
         from ..images.grid import Row, comparison_grid, to_image
         from ..images.render import render
 
         config = self._config
-        prompts = [concept.student_prompt for concept in parse_all(config.concepts)]
+        prompts = [concept.student_prompt for concept in config.concepts]
         with self._denoiser.swapped(student):
             pictures = render(
                 self._denoiser,

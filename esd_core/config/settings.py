@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError
-from .concepts import parse_all
+from .concepts import Concept, parse_all
 from .fields import Bounds, Field, Settings, setting, toml_value, unknown_setting
 
 METHODS = ("esd-x", "esd-x-strict", "esd-u", "esd-all", "selfattn")
@@ -176,7 +176,7 @@ class TrainingConfig(Settings):
 class ErasureConfig(Settings):
     """All that decides an erasure, apart from the model it is trained on."""
 
-    concepts: tuple[str, ...] = setting(
+    concepts: tuple[Concept, ...] = setting(
         (),
         'What to erase, one concept a line: "Van Gogh", "Van Gogh -> painting" to replace it, '
         '"cowboy hat <- cowboy" to erase it from a wider prompt only.',
@@ -209,6 +209,9 @@ class ErasureConfig(Settings):
     training: TrainingConfig = TrainingConfig()
 
     def __post_init__(self) -> None:
+        if isinstance(self.concepts, (list, tuple)):  # parsed ones are checked as their lines
+            lines = tuple(str(c) if isinstance(c, Concept) else c for c in self.concepts)
+            object.__setattr__(self, "concepts", lines)
         super().__post_init__()
         self._check_prompts()
         if self.preserved and self.training.batch_size < 2:
@@ -220,8 +223,8 @@ class ErasureConfig(Settings):
             raise ConfigError("training.max_drift watches preserved prompts, and there are none")
 
     def _check_prompts(self) -> None:
-        concepts = parse_all(self.concepts)
-        object.__setattr__(self, "concepts", tuple(map(str, concepts)))
+        concepts = parse_all(map(str, self.concepts))
+        object.__setattr__(self, "concepts", concepts)
         object.__setattr__(self, "preserve", tuple(" ".join(p.split()) for p in self.preserve))
         erased = {concept.student_prompt.casefold() for concept in concepts}
         for prompt in self.preserve:
@@ -249,7 +252,7 @@ class ErasureConfig(Settings):
 
     def to_mapping(self) -> dict[str, Any]:
         """All settings as JSON and TOML know them, the nested tables last."""
-        mapping = dataclasses.asdict(self)
+        mapping = dataclasses.asdict(self) | {"concepts": list(map(str, self.concepts))}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in mapping.items()}
 
     def to_toml(self) -> str:

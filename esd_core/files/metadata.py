@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-from ..config.concepts import parse_all
 from ..config.settings import ErasureConfig
 from ..method.probes import ProbeReport
 from ..models.denoiser import Denoiser
@@ -23,7 +22,7 @@ def describe(
 
     The fingerprint of the base is the caller's to add.
     """
-    concepts = parse_all(config.concepts)
+    concepts = config.concepts
     names = ", ".join(c.name for c in concepts)
     return {
         "format": "pt",

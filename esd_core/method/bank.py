@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ..config.concepts import Concept, parse_all
+from ..config.concepts import Concept
 from ..config.settings import ErasureConfig
 from ..errors import ConfigError
 from ..models.denoiser import Conditioning, Denoiser, Schedule
@@ -96,7 +96,7 @@ class Bank:
 
     def __init__(self, denoiser: Denoiser, config: ErasureConfig) -> None:
         self.denoiser, self.config = denoiser, config
-        self.concepts = parse_all(config.concepts)
+        self.concepts = config.concepts
         mentioned = [p for c in self.concepts for p in (c.name, c.student_prompt, c.target_base)]
         self.prompts = tuple(dict.fromkeys(["", *mentioned, *config.preserved]))
         self.conditioning = denoiser.encode(self.prompts, config.width, config.height)

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from ..config.concepts import parse_all
 from ..config.settings import ErasureConfig
 from ..errors import ESDError
 from ..models.denoiser import Denoiser
@@ -198,8 +197,7 @@ def _frozen(value: Any) -> Any:
 
 def _rows(config: ErasureConfig) -> int:
     """Evaluations of a round that would go through the network together."""
-    concepts = parse_all(config.concepts)
-    prompts = 3 if any(c.anchor or c.erase_from for c in concepts) else 2
+    prompts = 3 if any(c.anchor or c.erase_from for c in config.concepts) else 2
     return config.trajectory.count * prompts
 
 

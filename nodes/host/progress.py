@@ -12,7 +12,6 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
-from ...esd_core.config.concepts import parse_all
 from ...esd_core.config.settings import ErasureConfig
 from ...esd_core.method.sampling import sample, unit_noise
 from ...esd_core.training.trainer import Progress
@@ -79,7 +78,7 @@ class NodeEvents:
     def _draw(self) -> Image.Image | None:
         """The first concept's prompt, drawn by the student from the seed's noise."""
         denoiser, config = self._denoiser, self._config
-        prompt = parse_all(config.concepts)[0].student_prompt
+        prompt = config.concepts[0].student_prompt
         shape = denoiser.latent_shape(config.width, config.height)
         generator = torch.Generator().manual_seed(config.seed)
         noise = unit_noise((1, *shape), generator, denoiser.device)

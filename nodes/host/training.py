@@ -13,7 +13,6 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 
-from ...esd_core.config.concepts import parse_all
 from ...esd_core.config.settings import ErasureConfig
 from ...esd_core.errors import ESDError
 from ...esd_core.files.cover import covered
@@ -125,8 +124,7 @@ def _known(prefix: str, run: str) -> Trained | None:
 
 def _prompts(config: ErasureConfig) -> list[str]:
     """All that will be encoded."""
-    concepts = parse_all(config.concepts)
-    named = [p for c in concepts for p in (c.name, c.student_prompt, c.target_base)]
+    named = [p for c in config.concepts for p in (c.name, c.student_prompt, c.target_base)]
     return ["", *named, *config.preserved, *UNRELATED]
 
 
