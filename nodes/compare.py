@@ -8,17 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from comfy_api.latest import io, ui
-from PIL import Image
+from einops import rearrange
 from torch import Tensor
 
 from ..esd_core.errors import ConfigError
-from ..esd_core.images.grid import DIFFERENCE_HEADER, Row, comparison_grid, difference
-from ..esd_core.images.measures import measures
+from ..esd_core.images import comparison
 from .host import sampling
 from .host.progress import Steps
 from .host.sampling import Sampling
 
-_MOST = 64
+_MAX_PROMPTS = 64
 
 
 class ESDCompare(io.ComfyNode):
@@ -53,13 +52,15 @@ class ESDCompare(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, prompts: str | None = None) -> bool | str:
-        """Sees a literal alone: prompts that a link gives are None here."""
+        """Sees the widget only: linked prompts are None here, and checked when the node runs."""
         if prompts is None:
             return True
         lines = _lines(prompts)
         if not lines:
             return _NO_PROMPT
-        return True if len(lines) <= _MOST else f"prompts has {len(lines)} lines: {_MOST} at most"
+        if len(lines) > _MAX_PROMPTS:
+            return f"prompts has {len(lines)} lines: {_MAX_PROMPTS} at most"
+        return True
 
     @classmethod
     def execute(
@@ -91,9 +92,9 @@ class ESDCompare(io.ComfyNode):
             torch.cat([sampling.draw(m, vae, text, against, asked, bar.on_step) for text in texts])
             for m in (original, erased)
         ]
-        measured = _measured(columns, clip_vision)
         image = _grid(lines, columns, asked)
-        report = _report(lines, measured, asked)
+        measured = comparison.report(lines, _measured(columns, clip_vision))
+        report = f"erased against original, seed {seed}\n{measured}"
         return io.NodeOutput(image, *columns, report, ui=cls._shown(image, columns))
 
     @classmethod
@@ -172,12 +173,12 @@ def _lines(text: str) -> list[str]:
 
 
 def _chw(pictures: Tensor) -> Tensor:
-    return pictures.movedim(-1, 1)
+    return rearrange(pictures, "n h w c -> n c h w")
 
 
-def _measured(columns: Sequence[Tensor], vision: Any) -> list[dict[str, float]]:
-    """By name, a row a prompt."""
-    rows = [measures(a, b) for a, b in zip(*map(_chw, columns), strict=True)]
+def _measured(columns: Sequence[Tensor], vision: Any) -> list[comparison.Measures]:
+    """A row a prompt."""
+    rows = [row for (row,) in comparison.measure([_chw(column) for column in columns])]
     if vision is not None:
         for row, cosine in zip(rows, sampling.likeness(vision, *columns), strict=True):
             row["clip cosine"] = round(cosine, 5)
@@ -186,28 +187,11 @@ def _measured(columns: Sequence[Tensor], vision: Any) -> list[dict[str, float]]:
 
 def _grid(lines: Sequence[str], columns: Sequence[Tensor], asked: Sampling) -> Tensor:
     """IMAGE, [1, H, W, 3]."""
-    rows = [
-        Row(line, [a, b, difference(a, b)], sublabel=f"seed {asked.seed}")
-        for line, a, b in zip(lines, *map(_chw, columns), strict=True)
-    ]
-    footer = (
+    image = comparison.draw(
+        [(line, asked.seed) for line in lines],
+        ["erased"],
+        [_chw(column) for column in columns],
         f"{asked.steps} steps of {asked.sampler}, {asked.scheduler}, cfg {asked.cfg:g}, "
-        f"{asked.width}x{asked.height}"
+        f"{asked.width}x{asked.height}",
     )
-    image = comparison_grid(rows, ["original", "erased", DIFFERENCE_HEADER], footer=footer)
-    return _tensor(image)
-
-
-def _tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)[None]
-
-
-def _report(lines: Sequence[str], measured: Sequence[dict[str, float]], asked: Sampling) -> str:
-    """A line a prompt, then the means."""
-    names = list(measured[0])
-    means = {n: sum(row[n] for row in measured) / len(measured) for n in names}
-    rows = [*zip(measured, lines, strict=True), (means, "mean of all")]
-    text = [
-        f"{'  '.join(f'{name} {row[name]:.3f}' for name in names)}  {label}" for row, label in rows
-    ]
-    return "\n".join([f"erased against original, seed {asked.seed}", *text])

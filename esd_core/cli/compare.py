@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import pocket
 from ..config.fields import Bounds, Field
 from ..errors import FileError
 from . import erased, outputs
@@ -14,7 +15,6 @@ from .console import pictures
 from .flags import add_fields, reader, value
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from torch import Tensor
 
     from ..files.erasure import Erasure
@@ -81,9 +81,13 @@ def run(arguments: Namespace) -> int:
     rows = [(prompt, seed) for prompt in arguments.prompt for seed in seeds]
     with models.memory_told():
         columns = _render(denoiser, erasures, rows, sampling)
-    measured = _measures(columns)
+    from ..images import comparison
+
+    measured = comparison.measure(columns)
     labels = [file.label for file in files]
-    outputs.write_png(arguments.out, _grid(rows, labels, columns, sampling), arguments.force)
+    footer = f"{sampling['steps']} Euler steps, guidance {sampling['guidance']:g}"
+    grid = comparison.draw(rows, labels, columns, footer)
+    outputs.write_png(arguments.out, grid, arguments.force)
     if arguments.json:
         outputs.write_json(
             arguments.json, _report(arguments, files, rows, measured, sampling), arguments.force
@@ -96,7 +100,7 @@ def _sampling(arguments: Namespace, denoiser: DiffusersDenoiser) -> dict[str, An
     """How to render, by the names of `render`'s arguments."""
     sampling = {f.name: value(arguments, f) for f in (STEPS, GUIDANCE, WIDTH, HEIGHT, NEGATIVE)}
     defaults: dict[str, Any] = {
-        "guidance": 3.0 if arguments.model == models.POCKET else 7.0,
+        "guidance": pocket.GUIDANCE if arguments.model == models.POCKET else 7.0,
         "width": models.native_size(denoiser),
         "height": models.native_size(denoiser),
     }
@@ -128,39 +132,6 @@ def _render(
     return columns
 
 
-def _measures(columns: list[Tensor]) -> list[list[dict[str, float]]]:
-    """For every row, how far each erasure's picture lies from the model's own."""
-    from ..images.measures import measures
-
-    original, *others = columns
-    return [
-        [measures(original[row], other[row]) for other in others] for row in range(len(original))
-    ]
-
-
-def _grid(
-    rows: list[tuple[str, int]],
-    labels: list[str],
-    columns: list[Tensor],
-    sampling: dict[str, Any],
-) -> Image:
-    from ..images.grid import DIFFERENCE_HEADER, Row, comparison_grid, difference
-
-    drawn = []
-    for row, (prompt, seed) in enumerate(rows):
-        shown = [column[row] for column in columns]
-        drawn.append(
-            Row(
-                prompt or "(empty prompt)",
-                [*shown, difference(shown[0], shown[-1])],
-                sublabel=f"seed {seed}",
-            )
-        )
-    last = f" of {labels[-1]}" if len(labels) > 1 else ""
-    footer = f"{sampling['steps']} Euler steps, guidance {sampling['guidance']:g}"
-    return comparison_grid(drawn, ["original", *labels, DIFFERENCE_HEADER + last], footer=footer)
-
-
 def _report(
     arguments: Namespace,
     files: list[erased.Erased],
@@ -182,9 +153,10 @@ def _report(
 
 def _summary(labels: list[str], measured: list[list[dict[str, float]]], out: Path) -> str:
     """The mean over all rows of every measure, a line an erasure."""
+    from ..images.comparison import mean
+
     lines = []
-    for column, label in enumerate(labels):
-        of_column = [row[column] for row in measured]
-        means = {name: sum(m[name] for m in of_column) / len(of_column) for name in of_column[0]}
-        lines.append(f"{label}: " + ", ".join(f"{n} {mean:.3f}" for n, mean in means.items()))
+    for label, of_erasure in zip(labels, zip(*measured, strict=True), strict=True):
+        means = mean(of_erasure).items()
+        lines.append(f"{label}: " + ", ".join(f"{name} {value:.3f}" for name, value in means))
     return "\n".join([*lines, f"written to {out}"])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from ..images.render import Progress
+    from ..images.render import OnProgress
 
 _STDERR = 2
 _BAR = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit}{postfix}, {remaining} left"
@@ -40,7 +40,7 @@ def progress_bar(total: int, unit: str) -> tqdm:
 
 
 @contextmanager
-def pictures(total: int) -> Iterator[Progress]:
+def pictures(total: int) -> Iterator[OnProgress]:
     """A bar for so many pictures; what it gives is told how many are done, as `render` tells it."""
     with progress_bar(total, "pictures") as bar:
         yield lambda done, _: bar.update(done - bar.n)

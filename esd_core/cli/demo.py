@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.presets import load_preset
 from ..config.settings import ErasureConfig, override
+from ..pocket import GUIDANCE
 from . import evaluate, outputs
 from . import model as models
 from .console import StopRequest, pictures
@@ -34,7 +35,7 @@ PROMPTS = {
     ),
     "plain objects": ("an image of a house", "a photograph of a flower", "one boat"),
 }
-FIRST_SEED, STEPS, GUIDANCE = 500, 20, 3.0
+FIRST_SEED, STEPS = 500, 20
 EVALUATION_STEPS = 12
 """Of the 1152 pictures that are only read: fewer than of those to look at, to save a minute."""
 
@@ -79,14 +80,13 @@ def run(arguments: Namespace) -> int:
 
 
 def _evaluate(denoiser: DiffusersDenoiser, erasure: Erasure) -> dict[str, Any]:
-    from ..pocket import judge
+    from ..pocket.judge import judge
     from ..pocket.world import LOOKS, OBJECTS
 
     per_pair = evaluate.PER_PAIR.default
     with pictures(2 * per_pair * len(OBJECTS) * len(LOOKS)) as report:
-        return judge.evaluate(
-            denoiser, [(erasure, 1.0)], per_pair, EVALUATION_STEPS, on_progress=report
-        )
+        judged = judge(denoiser, [(erasure, 1.0)], per_pair, EVALUATION_STEPS, on_progress=report)
+    return judged.as_dict()
 
 
 def _comparison(denoiser: DiffusersDenoiser, erasure: Erasure) -> Image:

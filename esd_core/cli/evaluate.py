@@ -7,12 +7,12 @@ from pathlib import Path
 
 from ..config.fields import Bounds, Field
 from ..errors import ConfigError
+from ..pocket import FIRST_SEED
 from . import erased, outputs
 from . import model as models
 from .console import pictures
 from .flags import add_fields, value
 
-FIRST_SEED = 1_000_000  # as in pocket.judge, which is too heavy to import for it
 PER_PAIR = Field(
     "per_pair",
     int,
@@ -44,7 +44,7 @@ def run(arguments: Namespace) -> int:
     models.check_model(arguments.model)
     sources = erased.open_all(files)
     denoiser = models.load(arguments.model, device=arguments.device)
-    from ..pocket.judge import evaluate, table
+    from ..pocket.judge import judge, table
     from ..pocket.world import LOOKS, OBJECTS, SIZE
 
     if models.native_size(denoiser) != SIZE:
@@ -56,14 +56,14 @@ def run(arguments: Namespace) -> int:
     per_pair = value(arguments, PER_PAIR)
     total = per_pair * len(OBJECTS) * len(LOOKS) * (2 if erasures else 1)
     with models.memory_told(), pictures(total) as report:
-        result = evaluate(
+        result = judge(
             denoiser,
             erasures,
             per_pair,
             value(arguments, STEPS),
             seed=value(arguments, SEED),
             on_progress=report,
-        )
+        ).as_dict()
     print(table(result))
     if arguments.json:
         outputs.write_json(arguments.json, result, arguments.force)

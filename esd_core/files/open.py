@@ -18,9 +18,8 @@ from ..errors import FileError
 from ..models.architectures import title
 from ..models.keys import DIFFUSERS_PARTS, diffusers_to_canonical
 from ..models.structure import architecture_of
-from ..storage.header import Header, Spec, read_header
-from ..storage.lazy import LazyTensors, renamed, spec_of
-from ..storage.safetensors_file import file_tensors, mapped_tensors
+from ..storage.lazy import LazyTensors, Spec, renamed, spec_of
+from ..storage.reading import Header, file_tensors, mapped_tensors, read_header
 from .adapters import (
     check_finite,
     check_tensors,

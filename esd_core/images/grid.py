@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
+from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -35,9 +36,9 @@ class Row:
     """Pictures that belong side by side.
 
     Attributes:
-        label: the prompt, say.
+        label: the prompt, for example.
         pictures: [3, H, W] in 0..1, one a column; all of a grid are of one size.
-        sublabel: smaller, below the label: the seed, say. Its line breaks are kept.
+        sublabel: smaller, below the label: the seed, for example. Its line breaks are kept.
         heading: what the row is listed under; drawn wherever it changes.
     """
 
@@ -54,8 +55,8 @@ def difference(a: Tensor, b: Tensor, gain: float = DIFFERENCE_GAIN) -> Tensor:
 
 def to_image(picture: Tensor) -> Image.Image:
     """An RGB image of a picture [3, H, W] in 0..1."""
-    pixels = picture.detach().float().clamp(0, 1).mul(255).round().permute(1, 2, 0)
-    return Image.fromarray(pixels.cpu().numpy().astype(np.uint8))
+    pixels = picture.detach().float().clamp(0, 1).mul(255).round()
+    return Image.fromarray(rearrange(pixels, "c h w -> h w c").cpu().numpy().astype(np.uint8))
 
 
 def comparison_grid(
@@ -64,7 +65,7 @@ def comparison_grid(
     """All rows below their column headers, labels to the left; texts wrap.
 
     Raises:
-        ValueError: there is no row, or a row has not one picture a column, all of one size.
+        ValueError: there are no rows, or a row has not one picture a column, all of one size.
     """
     sizes = {tuple(picture.shape) for row in rows for picture in row.pictures}
     if len(sizes) != 1 or any(len(row.pictures) != len(columns) for row in rows):
@@ -72,88 +73,101 @@ def comparison_grid(
             f"a grid needs rows of {len(columns)} pictures of one size, not of {sorted(sizes)}"
         )
     _, height, width = sizes.pop()
-    sheet = _sheet(rows, len(columns), width, height)
-    strips = [sheet.text(title, sheet.large), sheet.headers(columns)]
+    sheet = _Sheet(rows, len(columns), width, height)
+    strips = [sheet.line(title, sheet.large), sheet.headers(columns)]
     heading = ""
     for row in rows:
         if row.heading and row.heading != heading:
-            strips.append(sheet.text(row.heading, sheet.font, _BAND))
+            strips.append(sheet.line(row.heading, sheet.font, _BAND))
         heading = row.heading
         strips.append(sheet.row(row))
-    strips.append(sheet.text(footer, sheet.small))
+    strips.append(sheet.line(footer, sheet.small))
     return _stacked([strip for strip in strips if strip], sheet.width, sheet.gap)
 
 
-@dataclass(frozen=True)
 class _Sheet:
-    """Sizes and fonts that all strips share, in pixels."""
+    """Draws strips of one width; its sizes are in pixels."""
 
-    columns: int
-    cell: tuple[int, int]
-    label_width: int
-    gap: int
-    font: Font
-    small: Font
-    large: Font
+    def __init__(self, rows: Sequence[Row], columns: int, width: int, height: int) -> None:
+        factor = math.ceil(MIN_CELL / min(width, height))
+        self.cell = width * factor, height * factor
+        self.gap = round(14 * math.sqrt(min(self.cell) / MIN_CELL))
+        self.small, self.font, self.large = (_font(self.gap * n // 7) for n in (6, 7, 9))
+        for share in _LABEL_WIDTHS:
+            self.label_width = share * self.cell[0]
+            labels = [self._label(row) for row in rows]
+            if all(_height(*label) <= self.cell[1] for label in labels):
+                break
+        labelled = math.ceil(max(text.width for label in labels for text in label))
+        self.left = [
+            self.gap + (labelled + 2 * self.gap if labelled else 0) + n * (self.cell[0] + self.gap)
+            for n in range(columns)
+        ]
+        self.width = self.left[-1] + self.cell[0] + self.gap
 
-    def left(self, column: int) -> int:
-        first = self.gap + (self.label_width + 2 * self.gap if self.label_width else 0)
-        return first + column * (self.cell[0] + self.gap)
-
-    @property
-    def width(self) -> int:
-        return self.left(self.columns)
-
-    def blank(self, height: int, color: Color = _PAPER) -> Image.Image:
-        return Image.new("RGB", (self.width, height), color)
-
-    def text(self, text: str, font: Font, color: Color = _PAPER) -> Image.Image | None:
-        """A strip of text across the sheet, or None of no text."""
-        block = _Block.of([(text, font, _INK)], self.width - 2 * self.gap)
-        if not block.lines:
+    def line(self, text: str, font: Font, color: Color = _PAPER) -> Image.Image | None:
+        """Text across the sheet, or None of no text."""
+        written = _Text(text, font, self.width - 2 * self.gap)
+        if not written.lines:
             return None
-        strip = self.blank(block.height + self.gap, color)
-        block.draw(strip, self.gap, self.gap // 2)
+        strip = self._blank(written.height + self.gap, color)
+        written.draw(strip, self.gap, self.gap // 2)
         return strip
 
     def headers(self, columns: Sequence[str]) -> Image.Image | None:
         """The columns' names, centred, standing on one line."""
-        blocks = [_Block.of([(name, self.font, _INK)], self.cell[0]) for name in columns]
-        height = max(block.height for block in blocks)
+        names = [_Text(name, self.font, self.cell[0]) for name in columns]
+        height = max(name.height for name in names)
         if not height:
             return None
-        strip = self.blank(height)
-        for column, block in enumerate(blocks):
-            block.draw(strip, self.left(column), height - block.height, self.cell[0])
+        strip = self._blank(height)
+        for name, left in zip(names, self.left, strict=True):
+            name.draw(strip, left + self.cell[0] / 2, height - name.height, centred=True)
         return strip
-
-    def label(self, row: Row, width: float) -> _Block:
-        return _Block.of([(row.label, self.font, _INK), (row.sublabel, self.small, _FAINT)], width)
 
     def row(self, row: Row) -> Image.Image:
-        label = self.label(row, self.label_width)
-        strip = self.blank(max(self.cell[1], label.height))
-        label.draw(strip, self.gap, (strip.height - label.height) // 2)
-        top = (strip.height - self.cell[1]) // 2
-        for column, picture in enumerate(row.pictures):
+        """The pictures with their label to the left, centred against each other."""
+        label = self._label(row)
+        strip = self._blank(max(self.cell[1], _height(*label)))
+        top = (strip.height - _height(*label)) // 2
+        for text in label:
+            text.draw(strip, self.gap, top)
+            top += text.height
+        for picture, left in zip(row.pictures, self.left, strict=True):
             image = to_image(picture).resize(self.cell, Image.Resampling.NEAREST)
-            strip.paste(image, (self.left(column), top))
+            strip.paste(image, (left, (strip.height - self.cell[1]) // 2))
         return strip
 
+    def _label(self, row: Row) -> tuple[_Text, _Text]:
+        return (
+            _Text(row.label, self.font, self.label_width),
+            _Text(row.sublabel, self.small, self.label_width, _FAINT),
+        )
 
-def _sheet(rows: Sequence[Row], columns: int, width: int, height: int) -> _Sheet:
-    factor = math.ceil(MIN_CELL / min(width, height))
-    cell = (width * factor, height * factor)
-    size = round(14 * math.sqrt(min(cell) / MIN_CELL))
-    fonts = (_font(size), _font(size * 6 // 7), _font(size * 9 // 7))
-    draft = _Sheet(columns, cell, 0, size, *fonts)
-    label_width = 0.0
-    for share in _LABEL_WIDTHS:
-        blocks = [draft.label(row, share * cell[0]) for row in rows]
-        label_width = max(block.width for block in blocks)
-        if max(block.height for block in blocks) <= cell[1]:
-            break
-    return replace(draft, label_width=math.ceil(label_width))
+    def _blank(self, height: int, color: Color = _PAPER) -> Image.Image:
+        return Image.new("RGB", (self.width, height), color)
+
+
+class _Text:
+    """Text wrapped to a width; without words it takes no room."""
+
+    def __init__(self, text: str, font: Font, width: float, color: Color = _INK) -> None:
+        self.lines = wrap(text, font, width) if text.strip() else []
+        self.height = len(self.lines) * sum(font.getmetrics())
+        self.width = max((font.getlength(line) for line in self.lines), default=0)
+        self._font, self._color = font, color
+
+    def draw(self, image: Image.Image, x: float, top: int, centred: bool = False) -> None:
+        """`x` is the left edge, or the middle of the lines."""
+        ImageDraw.Draw(image).multiline_text(
+            (x, top), "\n".join(self.lines), self._color, self._font,
+            anchor="ma" if centred else "la", align="center" if centred else "left",
+            spacing=self._font.getmetrics()[1],  # descents, which Pillow leaves out of a line
+        )  # fmt: skip
+
+
+def _height(*texts: _Text) -> int:
+    return sum(text.height for text in texts)
 
 
 def _font(size: int) -> Font:
@@ -172,55 +186,28 @@ def _stacked(strips: Sequence[Image.Image], width: int, gap: int) -> Image.Image
     return sheet
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Lines of text, each in its font and colour, below each other."""
-
-    lines: tuple[tuple[str, Font, Color], ...]
-
-    @staticmethod
-    def of(texts: Sequence[tuple[str, Font, Color]], width: float) -> _Block:
-        """Each text wrapped to `width`; an empty one takes no room."""
-        given = [(text, font, color) for text, font, color in texts if text.strip()]
-        wrapped = [(wrap(text, font, width), font, color) for text, font, color in given]
-        return _Block(tuple((line, f, color) for lines, f, color in wrapped for line in lines))
-
-    @property
-    def height(self) -> int:
-        return sum(_line_height(font) for _, font, _ in self.lines)
-
-    @property
-    def width(self) -> float:
-        return max((font.getlength(line) for line, font, _ in self.lines), default=0)
-
-    def draw(self, image: Image.Image, left: int, top: int, width: int = 0) -> None:
-        """From `left` on, or centred in `width` where that is given."""
-        pen = ImageDraw.Draw(image)
-        for line, font, color in self.lines:
-            start = left + (width - font.getlength(line)) / 2 if width else left
-            pen.text((round(start), top), line, color, font)
-            top += _line_height(font)
-
-
 def wrap(text: str, font: Font, width: float) -> list[str]:
-    """Lines no wider than `width`, broken between words, or inside one that is too wide itself."""
+    """Lines no wider than `width`, broken between words, or inside one that is too wide itself.
+
+    Pillow's own wrapping (ImageText, since version 13) refuses a word that is wider than a line.
+    """
     lines: list[str] = []
     for paragraph in _drawable(text, font).splitlines():
         line = ""
-        for word in paragraph.split():
-            joined = f"{line} {word}" if line else word
-            if font.getlength(joined) <= width:
-                line = joined
-                continue
-            *whole, rest = _broken(word, font, width)
-            lines += [line, *whole] if line else whole
-            line = rest
+        for piece in (p for word in paragraph.split() for p in _pieces(word, font, width)):
+            joined = f"{line} {piece}" if line else piece
+            if line and font.getlength(joined) > width:
+                lines.append(line)
+                joined = piece
+            line = joined
         lines.append(line)
     return lines
 
 
-def _broken(word: str, font: Font, width: float) -> list[str]:
-    """Pieces of a word that fit; a single character stays whole, however wide."""
+def _pieces(word: str, font: Font, width: float) -> list[str]:
+    """A word in pieces that fit; a single character stays whole, however wide."""
+    if font.getlength(word) <= width:
+        return [word]
     pieces = [""]
     for character in word:
         if pieces[-1] and font.getlength(pieces[-1] + character) > width:
@@ -240,7 +227,3 @@ def _drawable(text: str, font: Font) -> str:
         return "".join(p for p in parts if not unicodedata.combining(p)) or character
 
     return "".join(plain(character) for character in text)
-
-
-def _line_height(font: Font) -> int:
-    return sum(font.getmetrics())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 WINDOW, WINDOW_SIGMA = 11, 1.5
@@ -52,9 +53,9 @@ def _local_mean(x: Tensor) -> Tensor:
     offsets = torch.arange(WINDOW, dtype=x.dtype, device=x.device) - WINDOW // 2
     weights = (-offsets.square() / (2 * WINDOW_SIGMA**2)).exp()
     weights = weights / weights.sum()
-    planes = x.flatten(0, 1)[:, None]  # the Gaussian is separable: along columns, then rows
-    blurred = F.conv2d(F.conv2d(planes, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1))
-    return blurred.view(*x.shape[:2], *blurred.shape[2:])
+    down, right = weights.view(1, 1, -1, 1), weights.view(1, 1, 1, -1)  # a Gaussian is separable
+    blurred = F.conv2d(F.conv2d(rearrange(x, "n c h w -> (n c) 1 h w"), down), right)
+    return rearrange(blurred, "(n c) 1 h w -> n c h w", n=len(x))
 
 
 def _check(a: Tensor, b: Tensor) -> None:

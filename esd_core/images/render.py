@@ -11,8 +11,8 @@ from ..method.sampling import sample
 from ..models.denoiser import Conditioning
 from ..models.diffusers_backend import DiffusersDenoiser
 
-Progress = Callable[[int, int], None]
-"""Called with how many are done, and how many there are in all."""
+OnProgress = Callable[[int, int], None]
+"""Called with how many pictures are done, and how many there are in all."""
 
 
 @torch.no_grad()
@@ -26,7 +26,7 @@ def render(
     height: int,
     negative: str = "",
     batch: int = 32,
-    on_picture: Progress | None = None,
+    on_picture: OnProgress | None = None,
 ) -> Tensor:
     """One picture a prompt, float32 [N, 3, H, W] in 0..1 on the CPU.
 

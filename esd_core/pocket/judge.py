@@ -1,7 +1,7 @@
 """What pocket shows before and after an erasure, as its oracle reads it.
 
-Every pair of an object and a look is asked for by prompts and seeds that no training has seen,
-the same ones before and after.
+Every object is asked for in every look, by prompts and seeds that no training has seen, the same
+ones before and after.
 """
 
 from __future__ import annotations
@@ -18,16 +18,14 @@ from torch import Tensor
 
 from ..errors import FileError
 from ..files.erasure import Erasure, applied
-from ..images.render import Progress, render
+from ..images.render import OnProgress, render
 from ..models.diffusers_backend import DiffusersDenoiser
+from . import FIRST_SEED, GUIDANCE, WEIGHTS
 from .captions import held_out_prompt
 from .models import Oracle
 from .world import LOOKS, OBJECTS, PLAIN, SIZE, STYLES
 
-ORACLE = Path(__file__).parent / "weights" / "oracle.safetensors"
-GUIDANCE = 3.0
-FIRST_SEED = 1_000_000
-"""Far from the small numbers that a training starts from."""
+ORACLE = WEIGHTS / "oracle.safetensors"
 
 KINDS = {**dict.fromkeys((*STYLES, PLAIN), "style"), **dict.fromkeys(OBJECTS, "object")}
 """Every name that is judged, with its kind."""
@@ -55,14 +53,14 @@ class Reading:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The readings of the same cases before and after, and which names were to go."""
+    """The readings of the same cases before and after, and the names that were erased."""
 
     before: tuple[Reading, ...]
     after: tuple[Reading, ...]
     erased: frozenset[str]
 
     def as_dict(self) -> dict[str, Any]:
-        """Shares of the pictures whose prompts name a concept that show it.
+        """For each concept, the share of the pictures asked to show it that do.
 
         {"concepts": {NAME: {"kind", "erased", "pictures", "before", "after"}}, "worst_drop": share}
         """
@@ -80,19 +78,6 @@ class Judgement:
         }
 
 
-def evaluate(
-    denoiser: DiffusersDenoiser,
-    erasures: Sequence[tuple[Erasure, float]],
-    per_pair: int = 16,
-    steps: int = 20,
-    guidance: float = GUIDANCE,
-    seed: int = FIRST_SEED,
-    on_progress: Progress | None = None,
-) -> dict[str, Any]:
-    """`judge`, as the dict that is reported; see Judgement.as_dict."""
-    return judge(denoiser, erasures, per_pair, steps, guidance, seed, on_progress).as_dict()
-
-
 def judge(
     denoiser: DiffusersDenoiser,
     erasures: Sequence[tuple[Erasure, float]],
@@ -100,16 +85,16 @@ def judge(
     steps: int = 20,
     guidance: float = GUIDANCE,
     seed: int = FIRST_SEED,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
     before: tuple[Reading, ...] | None = None,
 ) -> Judgement:
-    """Reads pocket's pictures without and with the erasures; without any, both are the same.
+    """Reads pocket's pictures before and after the erasures; without any, both are the same.
 
     Args:
         erasures: each with its strength.
         per_pair: pictures of every object in every look; a name has six times as many behind it.
         seed: the first of as many seeds as there are pictures.
-        before: readings of the same cases from an earlier call, which are then not made again.
+        before: readings of the same cases from an earlier call, to save half of the pictures.
 
     Raises:
         FileError: an erasure does not fit pocket, or pocket's weights are incomplete.
@@ -136,7 +121,7 @@ def judge(
 
 
 def make_cases(per_pair: int, seed: int = FIRST_SEED) -> list[Case]:
-    """`per_pair` of every object in every look, with held-out prompts and a seed of their own."""
+    """`per_pair` of every object in every look, each with a held-out prompt and its own seed."""
     pairs = [(name, look, k) for name in OBJECTS for look in LOOKS for k in range(per_pair)]
     return [
         Case((name, look), held_out_prompt(name, look, k), seed + place)
@@ -167,8 +152,8 @@ def read(oracle: Oracle, cases: Sequence[Case], pictures: Tensor) -> tuple[Readi
 def shown(readings: Sequence[Reading], name: str) -> dict[str, float]:
     """What the pictures show whose prompts name a concept: shares by name, the largest first.
 
-    Names are of the concept's own kind. For an erased style it tells what came in its place, and
-    for "Van Gogh -> Mondrian" how often that is the anchor: shown(after, "Van Gogh")["Mondrian"].
+    Names are of the concept's own kind: for an erased style they say what took its place. For
+    "Van Gogh -> Mondrian", shown(after, "Van Gogh")["Mondrian"] is the anchor's share.
     """
     kind = ("object", "style").index(KINDS[name])
     seen = Counter(reading.seen[kind] for reading in readings if name in reading.asked)
@@ -176,13 +161,13 @@ def shown(readings: Sequence[Reading], name: str) -> dict[str, float]:
 
 
 def named(concepts: Sequence[str]) -> frozenset[str]:
-    """The judged names that stand in the concepts' texts, as words: "a VAN GOGH painting"."""
+    """The judged names that the concepts contain as words, in any case: "a VAN GOGH painting"."""
     text = "\n".join(concepts).lower()
     return frozenset(name for name in KINDS if re.search(rf"\b{name.lower()}s?\b", text))
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result of `evaluate` for a terminal; changes are in points."""
+    """Judgement.as_dict for a terminal; changes are in percentage points."""
     lines = [f"{'':11} {'kind':6} {'before':>8} {'after':>8} {'change':>8}"]
     for name, row in result["concepts"].items():
         change = 100 * (row["after"] - row["before"])

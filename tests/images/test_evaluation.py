@@ -22,7 +22,6 @@ from esd_core.pocket.judge import (
     Judgement,
     Pair,
     Reading,
-    evaluate,
     judge,
     load_oracle,
     make_cases,
@@ -268,4 +267,4 @@ def test_an_evaluation_renders_before_and_after(pocket: DiffusersDenoiser) -> No
     kept = judge(pocket, [(blind, 1.0)], per_pair=1, steps=1, before=judgement.before)
     assert kept == judgement
     unchanged = Judgement(judgement.before, judgement.before, frozenset())
-    assert evaluate(pocket, [], per_pair=1, steps=1) == unchanged.as_dict()
+    assert judge(pocket, [], per_pair=1, steps=1) == unchanged

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 
 from ...images.render import render
 from ...models.diffusers_backend import load_denoiser
-from .. import WEIGHTS
-from ..judge import GUIDANCE, KINDS, load_oracle, make_cases, read, shown
+from .. import GUIDANCE, WEIGHTS
+from ..judge import KINDS, load_oracle, make_cases, read, shown
 from ..models import Oracle, build_scheduler
 from ..world import SIZE
 from .oracle import train_oracle
