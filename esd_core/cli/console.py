@@ -37,7 +37,7 @@ def printable(text: str) -> str:
 
 
 def progress_bar(total: int, unit: str) -> tqdm:
-    """A bar on stderr; where that is no terminal, it is drawn now and then only."""
+    """A bar on stderr, drawn every 15 seconds only where that is not a terminal."""
     interval = 0.1 if sys.stderr.isatty() else 15.0
     return tqdm(
         total=total,
@@ -52,7 +52,7 @@ def progress_bar(total: int, unit: str) -> tqdm:
 
 @contextmanager
 def pictures(total: int) -> Iterator[OnProgress]:
-    """A bar for so many pictures; what it gives is told how many are done, as `render` tells it."""
+    """A bar for so many pictures, as a callback for `render`."""
     with progress_bar(total, "pictures") as bar:
         yield lambda done, _: bar.update(done - bar.n)
 
@@ -83,7 +83,7 @@ class StopRequest:
 
 
 def hush() -> None:
-    """Leaves only errors of what diffusers and transformers have to say."""
+    """Silence diffusers and transformers, but for errors."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(diffusers|transformers)\.")
     from transformers.utils import logging as of_transformers
 

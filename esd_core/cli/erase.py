@@ -113,7 +113,7 @@ def resolve_config(asked: Mapping[str, Any], architecture: Architecture | None) 
 
 
 def _state_file(arguments: Namespace) -> Path:
-    """Where the state lies; refuses one that would be lost, and the lack of one to resume from."""
+    """The path of the state; FileError if one would be lost, or is missing for --resume."""
     from ..training.checkpoint import state_path
 
     path = state_path(arguments.out)

@@ -53,12 +53,12 @@ def parse(word: str) -> Erased:
         return Erased(Path(word))
     strength = float(number)
     if not path or not math.isfinite(strength):
-        raise ConfigError(f'"{word}" is no erasure: write FILE or FILE:STRENGTH')
+        raise ConfigError(f'"{word}" is not an erasure: write FILE or FILE:STRENGTH')
     return Erased(Path(path), strength)
 
 
 def open_all(files: Sequence[Erased]) -> list[Source]:
-    """What the files are, checked as far as that goes without a model; FileError as open_source."""
+    """The files, opened and checked without a model; errors are those of `open_source`."""
     from ..files.open import open_source
 
     return [open_source(file.path) for file in files]
@@ -67,9 +67,9 @@ def open_all(files: Sequence[Erased]) -> list[Source]:
 def fitted(
     files: Sequence[Erased], sources: Sequence[Source], denoiser: DiffusersDenoiser
 ) -> list[tuple[Erasure, float]]:
-    """Their changes of this model, each with its strength.
+    """The change that each makes to this model, with its strength.
 
-    FileError for one of another model's shape; one of other weights is only warned about.
+    FileError for one that does not fit; one made for other weights only gives a warning.
     """
     from ..files.base import Base
 
@@ -79,7 +79,7 @@ def fitted(
 
 
 def fitted_to(source: Source, base: Base) -> Erasure:
-    """The change that a source makes of a base, with what is to be said of the two."""
+    """The change that a source makes to a base; notes what does not quite fit."""
     from ..files.erasure import check_fits
 
     erasure = source.erasure(base)
@@ -87,5 +87,5 @@ def fitted_to(source: Source, base: Base) -> Erasure:
     if warning:
         note(f"esd: warning: {warning}")
     if source.left_out:
-        note(f"esd: {source.path.name}: {source.left_out} tensors are no part of a UNet; left out")
+        note(f"esd: {source.path.name}: {source.left_out} tensors not of a UNet are left out")
     return erasure

@@ -1,4 +1,4 @@
-"""What a run tells the terminal."""
+"""Progress of a run on the terminal."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ class TerminalEvents:
 
     def on_step(self, progress: Progress) -> None:
         if self.bar.n == 0:
-            self.bar.initial = progress.step - 1  # what an earlier run did took no time in this one
+            self.bar.initial = (
+                progress.step - 1
+            )  # steps of an earlier run do not count for the time left
         self.bar.set_postfix_str(f"loss {progress.loss:.4g}", refresh=False)
         self.bar.update(progress.step - self.bar.n)
 
@@ -41,7 +43,7 @@ class TerminalEvents:
         try:
             self._draw(path, step, student)
         except ESDError as error:
-            note(f"esd: warning: no preview: {error}")  # which is not worth losing the run
+            note(f"esd: warning: no preview: {error}")  # not worth losing the run
 
     def on_save(self, step: int, path: Path) -> None:
         self.saved = step

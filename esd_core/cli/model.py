@@ -38,7 +38,7 @@ def add_model(parser: ArgumentParser) -> None:
 
 
 def check_model(model: str) -> None:
-    """Refuses, before anything heavy is done, what is there neither as a file nor on a hub."""
+    """FileError for a model that is neither a path that exists nor possibly a hub id."""
     is_local = not _HUB_ID.fullmatch(model) or model.endswith(".safetensors")
     if model != POCKET and is_local and not Path(model).exists():
         raise FileError(f"there is no model {model}: give {FORMS}")
@@ -54,7 +54,7 @@ def load(model: str, precision: str = "auto", device: str | None = None) -> Diff
 
 
 def base(model: str) -> Base:
-    """The model's UNet alone. Where it lies on this disk its tensors are read one at a time."""
+    """The model's UNet alone; tensors on this disk are read one at a time."""
     hush()
     from ..files.base import Base, marks_of, open_base
     from ..models.diffusers_backend import load_denoiser, pocket_folder
@@ -68,7 +68,7 @@ def base(model: str) -> Base:
 
 
 def native_size(denoiser: DiffusersDenoiser) -> int:
-    """The edge, in pixels, of the pictures that the model was made for."""
+    """The edge, in pixels, of the pictures that the model was trained on."""
     size = denoiser.unet.config.sample_size
     edge: int = size if isinstance(size, int) else max(size)
     return edge * int(denoiser.pipeline.vae_scale_factor)

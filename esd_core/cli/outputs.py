@@ -1,4 +1,4 @@
-"""The files a command leaves: refused early if they cannot be, and written whole or not at all."""
+"""The files a command writes: checked before any work is done, and written whole or not at all."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def check_outputs(
     force: bool = False,
     folder: bool = False,
 ) -> None:
-    """Refuses outputs that exist (unless `force`), cannot be written, or are one with another.
+    """FileError for an output that exists (unless `force`), cannot be written, or is given twice.
 
-    Nothing is left on the disk by it.
+    Leaves nothing on the disk.
 
     Args:
-        outputs: None stands for one that was not asked for.
-        inputs: what is read, which nothing may be written over.
+        outputs: None for one that was not asked for.
+        inputs: files that are read, and must not be overwritten.
         folder: whether the outputs are folders.
     """
     taken = {_resolved(Path(path)) for path in inputs}
@@ -74,7 +74,7 @@ def check_room(path: Path, needed: int) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """FileError when there can be no such file: tried in the nearest folder that there is."""
+    """FileError when no such file can be made, as tried in the nearest existing folder."""
     try:
         for folder in (path, *path.absolute().parents):
             if _exists(folder) and folder != path:
@@ -94,7 +94,7 @@ def _exists(path: Path) -> bool:
 
 
 def write_json(path: Path, value: Any, force: bool) -> None:
-    """A report; numbers that are not finite become null, which JSON has in their place."""
+    """A report; NaN and infinities, which JSON does not have, become null."""
     text = json.dumps(_plain(value), indent=2, allow_nan=False) + "\n"
     _write(path, text.encode("utf-8"), force)
 

@@ -398,7 +398,7 @@ def test_a_strength_is_a_number_behind_the_last_colon(
 
 @pytest.mark.parametrize("word", ["a:1e999", ":1"])
 def test_a_strength_without_file_or_end_is_refused(word: str) -> None:
-    with pytest.raises(ConfigError, match="is no erasure: write FILE or FILE:STRENGTH"):
+    with pytest.raises(ConfigError, match="is not an erasure: write FILE or FILE:STRENGTH"):
         erased.parse(word)
 
 
