@@ -15,8 +15,7 @@ from torch import Tensor
 
 from ..errors import FileError
 from ..models.keys import diffusers_to_canonical
-from ..storage.header import Spec
-from ..storage.lazy import LazyTensors, spec_of
+from ..storage.lazy import LazyTensors, Spec, spec_of
 from .lora import ALPHA, DOWN, UP
 
 # What a tensor's name ends in -> what we call that part.

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ..errors import FileError
 from ..models.structure import ARCHITECTURES, unet_config
-from ..storage.header import read_header
-from ..storage.safetensors_file import file_tensors
+from ..storage.reading import file_tensors, read_header
 from .diffusers import read_unet_folder
 from .unet import CONFIG, MARKS, unet_names
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ..errors import FileError
 from ..models.keys import diffusers_to_canonical
-from ..storage.header import Spec, read_header
-from ..storage.lazy import LazyTensors, renamed
+from ..storage.lazy import LazyTensors, Spec, renamed
 from ..storage.output import flush, output_folder
-from ..storage.safetensors_file import file_tensors, stream_safetensors, write_into
+from ..storage.reading import file_tensors, read_header
+from ..storage.writing import write_into, write_safetensors
 from .unet import check_fits, merged, merged_spec
 
 CONFIG_FILE = "config.json"
@@ -54,8 +54,10 @@ def write_unet_folder(
             with (inside / file_name).open("xb") as file:
                 write_into(
                     file,
-                    {name: specs[name] for name in shard},
-                    lambda name: merged(base, delta, names[name], dtype),
+                    LazyTensors(
+                        {name: specs[name] for name in shard},
+                        lambda name: merged(base, delta, names[name], dtype),
+                    ),
                     {"format": "pt"},
                 )
                 flush(file)
@@ -85,10 +87,9 @@ def write_official(
     }
     _check_config_fits(names, delta)
     specs = {name: merged_spec(base, canonical, dtype) for name, canonical in names.items()}
-    stream_safetensors(
+    write_safetensors(
         path,
-        specs,
-        lambda name: merged(base, delta, names[name], dtype),
+        LazyTensors(specs, lambda name: merged(base, delta, names[name], dtype)),
         metadata or {"format": "pt"},
         force,
     )

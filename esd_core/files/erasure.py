@@ -23,9 +23,9 @@ from ..errors import ESDError, FileError
 from ..method.probes import ProbeReport
 from ..models.denoiser import Denoiser
 from ..models.structure import title
-from ..storage.header import Spec, read_header
-from ..storage.lazy import LazyTensors, renamed, spec_of
-from ..storage.safetensors_file import file_tensors, write_safetensors
+from ..storage.lazy import LazyTensors, Spec, renamed, spec_of
+from ..storage.reading import file_tensors, read_header
+from ..storage.writing import write_safetensors
 from ..training.student import LowRankStudent, Student
 from .adapters import check_tensors, is_finite
 from .lora import ALPHA as _ALPHA

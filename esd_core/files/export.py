@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..storage.header import Spec
-from ..storage.lazy import LazyTensors, spec_of
+from ..storage.lazy import LazyTensors, Spec, spec_of
 from .base import Base
 from .cover import COVERS
 from .diffusers import plain_config, write_official, write_unet_folder

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import FileError
 from ..models.keys import canonical_to_diffusers
-from ..storage.safetensors_file import write_safetensors
+from ..storage.writing import write_safetensors
 
 UP, DOWN, ALPHA = ".lora_up.weight", ".lora_down.weight", ".alpha"
 KOHYA = "lora_unet_"

@@ -17,9 +17,8 @@ from torch import Tensor
 from ..errors import FileError
 from ..models.keys import DIFFUSERS_PARTS, diffusers_to_canonical
 from ..models.structure import architecture_of, title
-from ..storage.header import Header, Spec, read_header
-from ..storage.lazy import LazyTensors, renamed, spec_of
-from ..storage.safetensors_file import file_tensors, mapped_tensors
+from ..storage.lazy import LazyTensors, Spec, renamed, spec_of
+from ..storage.reading import Header, file_tensors, mapped_tensors, read_header
 from .adapters import (
     check_finite,
     check_tensors,

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import FileError
-from ..storage.header import Spec
-from ..storage.lazy import LazyTensors, renamed, spec_of
-from ..storage.safetensors_file import stream_safetensors
+from ..storage.lazy import LazyTensors, Spec, renamed, spec_of
+from ..storage.writing import write_safetensors
 
 PREFIX = "model.diffusion_model."
 MARKS = ("v_pred", "ztsnr")
@@ -37,7 +36,7 @@ def write_unet(
 
     marks: of MARKS. They are written with the prefix and without: UNETLoader reads nothing but
     what has it, CheckpointLoaderSimple looks for them without.
-    Raises FileError if delta does not fit base, or as `stream_safetensors` does.
+    Raises FileError if delta does not fit base, or as `write_safetensors` does.
     """
     check_fits(delta, base)
     specs = {PREFIX + name: merged_spec(base, name, dtype) for name in base}
@@ -47,7 +46,7 @@ def write_unet(
         inner = name.removeprefix(PREFIX)
         return torch.empty(0, dtype=dtype) if inner in marks else merged(base, delta, inner, dtype)
 
-    stream_safetensors(path, specs, tensor, metadata or {}, force)
+    write_safetensors(path, LazyTensors(specs, tensor), metadata or {}, force)
 
 
 def unet_names(tensors: Mapping[str, Tensor]) -> LazyTensors:

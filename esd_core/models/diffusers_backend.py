@@ -249,7 +249,7 @@ def _load_single_file(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
         raise FileError(
             f"{path} is no .safetensors file: other checkpoints can hide code and are not read"
         )
-    from ..storage.header import read_header
+    from ..storage.reading import read_header
 
     names = read_header(path).tensors
     if not any(name.startswith("model.diffusion_model.") for name in names):

@@ -1,10 +1,24 @@
 """Tensors that are made when they are asked for, so that one at a time is in memory."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from .header import Spec
+
+@dataclass(frozen=True)
+class Spec:
+    """What a tensor is, or will be."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class LazyTensors(Mapping[str, Tensor]):

@@ -69,7 +69,7 @@ def flush(file: BinaryIO) -> None:
 def refuse_existing(path: str | os.PathLike[str], force: bool) -> None:
     """Raises FileError if `path` is there already and may not be overwritten."""
     if not force and os.path.lexists(path):
-        raise FileError(f"{path} exists already: choose another name, or force overwriting it.")
+        raise FileError(f"{path} exists already: choose another name, or force overwriting it")
 
 
 def megabytes(size: int) -> str:
@@ -113,7 +113,7 @@ def _refuse_other_contents(folder: Path, is_ours: Callable[[str], bool]) -> None
         ]
     if others:
         raise FileError(
-            f"{folder} holds other things ({min(others)}) and is not overwritten: choose another."
+            f"{folder} holds other things ({min(others)}) and is not overwritten: choose another"
         )
 
 
@@ -125,7 +125,7 @@ def _failures_told(path: Path, needed: int) -> Iterator[None]:
     except OSError as error:
         raise FileError(
             f"{path} cannot be written: {reason(error)} "
-            f"({megabytes(needed)} needed, {_free_space(path.parent)} free)."
+            f"({megabytes(needed)} needed, {_free_space(path.parent)} free)"
         ) from error
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..errors import FileError
-from ..storage.header import read_header
-from ..storage.safetensors_file import iterate_tensors, write_safetensors
+from ..storage.reading import read_header, read_tensors
+from ..storage.writing import write_safetensors
 
 FORMAT = "esd-training-state-1"
 
@@ -65,7 +65,7 @@ def read_state(path: Path) -> TrainingState:
         values = json.loads(metadata["values"])
     except (KeyError, ValueError) as error:
         raise damaged(path) from error
-    return TrainingState(dict(iterate_tensors(path)), values)
+    return TrainingState(read_tensors(path), values)
 
 
 def damaged(path: Path) -> FileError:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...esd_core.models.keys import diffusers_to_canonical
 from ...esd_core.pocket import WEIGHTS
-from ...esd_core.storage.safetensors_file import iterate_tensors
+from ...esd_core.storage.reading import read_tensors
 
 
 def _config(part: str) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def _config(part: str) -> dict[str, Any]:
 
 
 def _tensors(part: str, file: str) -> dict[str, Tensor]:
-    return dict(iterate_tensors(WEIGHTS / part / f"{file}.safetensors"))
+    return read_tensors(WEIGHTS / part / f"{file}.safetensors")
 
 
 _UNET, _VAE = _config("unet"), _config("vae")

@@ -18,7 +18,7 @@ from ...esd_core.errors import ESDError
 from ...esd_core.files.cover import covered
 from ...esd_core.files.erasure import Erasure, read_erasure, write_erasure
 from ...esd_core.method.probes import UNRELATED
-from ...esd_core.storage.header import read_header
+from ...esd_core.storage.reading import read_header
 from ...esd_core.training import plan as memory
 from ...esd_core.training.checkpoint import FREE
 from ...esd_core.training.run import Result, finish, prepare

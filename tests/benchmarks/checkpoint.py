@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from esd_core.storage.header import Spec
-from esd_core.storage.safetensors_file import stream_safetensors
+from esd_core.storage.lazy import LazyTensors, Spec
+from esd_core.storage.writing import write_safetensors
 
 from . import comfyui
 
@@ -40,9 +40,8 @@ def write(path: Path) -> None:
     """Whole or not at all."""
     specs = {name: Spec(torch.float16, shape) for name, shape in shapes().items()}
     generator = torch.Generator().manual_seed(0)
-    stream_safetensors(
-        path, specs, lambda name: _random(name, specs[name].shape, generator), {"format": "pt"}
-    )
+    tensors = LazyTensors(specs, lambda name: _random(name, specs[name].shape, generator))
+    write_safetensors(path, tensors, {"format": "pt"})
 
 
 def _random(name: str, shape: Shape, generator: torch.Generator) -> Tensor:

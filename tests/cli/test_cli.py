@@ -32,7 +32,7 @@ from esd_core.files.base import open_base
 from esd_core.files.erasure import read_erasure
 from esd_core.models.diffusers_backend import DiffusersDenoiser, load_denoiser
 from esd_core.pocket.judge import ORACLE
-from esd_core.storage.header import read_header
+from esd_core.storage.reading import read_header
 
 POCKET = ("--model", "pocket", "--device", "cpu")
 QUICK = ("--steps", "2", "--trajectory-steps", "2", "--count", "1")

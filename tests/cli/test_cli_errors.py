@@ -285,9 +285,9 @@ def broken(kind: str, path: Path, good: Path) -> Path:
 
 
 BROKEN = {
-    "missing": "There is no file",
+    "missing": "there is no file",
     "png": "is not a safetensors file",
-    "truncated": "is cut short",
+    "truncated": "damaged or cut short",
     "empty": "is empty",
     "not finite": "holds a value that is not finite",
     "half": "lacks its other half",

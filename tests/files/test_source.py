@@ -26,7 +26,7 @@ from esd_core.files.export import (
 from esd_core.files.open import open_source
 from esd_core.models.keys import canonical_to_diffusers, diffusers_to_canonical
 from esd_core.models.structure import unet_config
-from esd_core.storage.header import read_header
+from esd_core.storage.reading import read_header
 
 _SMALL = {"block_out_channels": [32, 32, 32, 32]}
 SHAPES = {

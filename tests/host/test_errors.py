@@ -95,7 +95,7 @@ def write_clip_l(server):
 
 def changed_file(server, name, change, **metadata):
     """That file with other tensors or metadata, under another name."""
-    from esd_core.storage.header import read_header
+    from esd_core.storage.reading import read_header
 
     source = small_erasure(server)
     tensors = change(load_file(source))

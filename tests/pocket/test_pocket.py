@@ -45,7 +45,7 @@ def test_all_weights_fit_into_32_megabytes() -> None:
 
 
 def test_the_weights_are_fp16() -> None:
-    from esd_core.storage.header import read_header
+    from esd_core.storage.reading import read_header
 
     for path in WEIGHTS.rglob("*.safetensors"):
         floats = {e.dtype for e in read_header(path).tensors.values() if e.dtype.is_floating_point}

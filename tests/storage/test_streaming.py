@@ -13,7 +13,7 @@ import torch
 from esd_core.files.erasure import Erasure
 from esd_core.files.export import DIFFUSERS, UNET, Options, export
 from esd_core.files.base import Base, open_base
-from esd_core.storage.header import Spec
+from esd_core.storage.lazy import Spec
 from esd_core.models.keys import diffusers_to_canonical
 from esd_core.storage.lazy import LazyTensors
 from diffusers import UNet2DConditionModel

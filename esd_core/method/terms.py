@@ -1,0 +1,84 @@
+"""What a run learns, term by term: the one place that knows what a line of the config asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..config.concepts import Concept
+from ..config.settings import ErasureConfig
+
+
+@dataclass(frozen=True)
+class Term:
+    """Conditioned on `student`, predict `anchor`, pushed `push` times away from `concept`.
+
+        target = d*(anchor) - push * [d*(concept) - d*(base)]
+
+    of the teacher's predictions d* at one (x, sigma): equation 7 of Gandikota et al. (arXiv
+    2303.07345) for a concept alone. Its coefficients sum to 1, so the formula is the same for
+    predictions in eps, v and flow form. Without a concept, a term preserves.
+
+    Attributes:
+        base: what `concept` is compared with.
+        weight: of the term's samples in the loss.
+    """
+
+    student: str
+    anchor: str
+    concept: str | None = None
+    base: str = ""
+    push: float = 0.0
+    weight: float = 1.0
+
+    def prompts(self) -> tuple[str, ...]:
+        """All whose predictions the target or the student needs, each once."""
+        named = (self.student, self.anchor)
+        return tuple(
+            dict.fromkeys(named if self.concept is None else (self.concept, *named, self.base))
+        )
+
+    def rollout(self) -> tuple[str, ...]:
+        """The prompts predicted along the term's trajectory: the student's, which it follows, the
+        empty one, which guides it, and then any others."""
+        return tuple(dict.fromkeys((self.student, "", *self.prompts())))
+
+    def target(self, predicted: Mapping[str, Tensor]) -> Tensor:
+        """What the student should predict, given the teacher's predictions by prompt."""
+        anchor = predicted[self.anchor]
+        if self.concept is None:
+            return anchor
+        return anchor - self.push * (predicted[self.concept] - predicted[self.base])
+
+    def __str__(self) -> str:
+        """The line of a config that asks for this, or the prompt that is preserved."""
+        if self.concept is None:
+            return self.student
+        if self.anchor == self.student:
+            return str(Concept(self.concept, erase_from=self.student))
+        return str(Concept(self.concept, anchor="" if self.anchor == self.base else self.anchor))
+
+
+def terms(config: ErasureConfig) -> tuple[Term, ...]:
+    """What `config` asks: a term for every concept, then one for every prompt to preserve."""
+    erasing = [_erasing(concept, config.negative_guidance) for concept in config.concepts]
+    preserving = [Term(p, p, weight=config.preserve_weight) for p in config.preserved]
+    return (*erasing, *preserving)
+
+
+def _erasing(concept: Concept, eta: float) -> Term:
+    """0 is the published run for each form of line.
+
+    The official scripts of 2025 start from d*(erase_from), which holds the concept: one more push
+    away from it gives what `c` asks where that is the concept itself.
+    """
+    if concept.erase_from:
+        return Term(concept.erase_from, concept.erase_from, concept.name, push=eta + 1)
+    return Term(concept.name, concept.anchor, concept.name, push=eta)
+
+
+def prompts_of(terms: Iterable[Term]) -> tuple[str, ...]:
+    """All prompts of these terms, each once, the empty one first."""
+    return tuple(dict.fromkeys(["", *(prompt for term in terms for prompt in term.prompts())]))

@@ -1,0 +1,141 @@
+"""Safetensors files read through `safetensors`, whose own checks of the header are kept.
+
+What it lets pass and the format or PyTorch does not is refused here: names that come twice,
+shapes that overflow. Every failure is one sentence that names the file.
+"""
+
+import json
+import math
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import FileError
+from .dtypes import DTYPES
+from .lazy import LazyTensors, Spec
+from .output import reason
+
+MAX_DIMENSIONS = 8
+MAX_STRIDE = 2**60  # above it PyTorch's sums overflow, also for a tensor without elements
+_KEPT_OPEN = 16 * 2**20  # bytes: what was read of a map counts as memory until it is closed
+
+
+@dataclass(frozen=True)
+class Header:
+    """A checked header: text by key, and what every tensor is."""
+
+    path: Path
+    metadata: dict[str, str]
+    tensors: dict[str, Spec]
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """The header of a safetensors file.
+
+    Raises FileError for a file that is missing, is something else or is damaged.
+    """
+    path = Path(path)
+    with _failures_told(path):
+        _refuse_foreign(path)
+        with safe_open(path, "pt") as file:
+            metadata = dict(file.metadata() or {})
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            specs = {name: _spec(path, name, part) for name, part in parts.items()}
+        _refuse_doubled_names(path)
+    return Header(path, metadata, specs)
+
+
+def file_tensors(header: Header) -> LazyTensors:
+    """All tensors of a file, each read when it is asked for, into memory of its own."""
+    return LazyTensors(header.tensors, _Reader(header.path))
+
+
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """All tensors of a file, in memory of their own. Raises FileError as `read_header`."""
+    return dict(file_tensors(read_header(path)))
+
+
+def mapped_tensors(header: Header) -> LazyTensors:
+    """All tensors of a file as they lie in it, as stock loaders have them: nothing is copied.
+
+    Nobody may write into the file while they live. Who writes into a tensor does not.
+    """
+    with _failures_told(header.path):
+        file = safe_open(header.path, "pt")
+    return LazyTensors(header.tensors, file.get_tensor)
+
+
+class _Reader:
+    """Copies tensors out of a mapped file, which is opened anew every so many bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._left = path, 0
+
+    def __call__(self, name: str) -> Tensor:
+        with _failures_told(self._path):
+            if self._left <= 0:
+                self._file, self._left = safe_open(self._path, "pt"), _KEPT_OPEN
+            tensor: Tensor = self._file.get_tensor(name).clone()
+        self._left -= tensor.nbytes
+        return tensor
+
+
+@contextmanager
+def _failures_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileError(f"there is no file {path}") from error
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {reason(error)}") from error
+    except (SafetensorError, ValueError) as error:
+        what = str(error).removeprefix("Error while deserializing header: ")
+        raise FileError(f"{path} is damaged or cut short ({what[:200]})") from error
+
+
+def _refuse_foreign(path: Path) -> None:
+    """FileError for what is not a file, or is a file of another kind: its JSON starts at byte 8."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise FileError(f"{path} is not a file")
+    with path.open("rb") as file:
+        start = file.read(9)
+    if not start:
+        raise FileError(f"{path} is empty")
+    if start[8:] != b"{":
+        raise FileError(f"{path} is {_kind(start)}: only safetensors files are read")
+
+
+def _kind(start: bytes) -> str:
+    if start.startswith(b"PK"):
+        return "a zip archive, as .pt and .ckpt files are"
+    if start.startswith(b"\x80"):
+        return "serialized Python objects, as in old .pt and .ckpt files"
+    return "not a safetensors file"
+
+
+def _refuse_doubled_names(path: Path) -> None:
+    """The format forbids them, and `safetensors` takes the last one."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> None:
+        if len({name for name, _ in pairs}) != len(pairs):
+            raise FileError(f"{path} is damaged: a name comes twice in its header")
+
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        json.loads(file.read(length), object_pairs_hook=unique)
+
+
+def _spec(path: Path, name: str, part: Any) -> Spec:
+    dtype, shape = part.get_dtype(), tuple(part.get_shape())
+    if dtype not in DTYPES:
+        raise FileError(f"{path} holds {dtype} numbers ({name[:200]!r}), which are not read")
+    if len(shape) > MAX_DIMENSIONS or math.prod(max(1, size) for size in shape) > MAX_STRIDE:
+        raise FileError(f"{path} is damaged: the tensor {name[:200]!r} has an invalid shape")
+    return Spec(DTYPES[dtype], shape)
