@@ -11,8 +11,10 @@ from diffusers import StableDiffusionXLPipeline
 import esd_core.pocket
 from esd_core.config.settings import ErasureConfig
 from esd_core.method import probes
+from esd_core.models.architectures import SDXL
 from esd_core.models.denoiser import Conditioning, Schedule
 from esd_core.models.diffusers_backend import DiffusersDenoiser
+from esd_core.models.prediction import Epsilon
 from esd_core.pocket.build.text import tokenizers
 from esd_core.pocket.models import build_scheduler, build_text_towers, build_unet, build_vae
 
@@ -128,8 +130,8 @@ class Toy:
     zero. `gain`, [4], is its one trained tensor and 1 in the teacher.
     """
 
-    architecture = "sdxl"
-    prediction_type = "epsilon"
+    architecture = SDXL
+    prediction = Epsilon()
     device = torch.device("cpu")
     compute_dtype = torch.float32
 

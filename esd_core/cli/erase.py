@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config.presets import load_preset, load_settings, preset_for, preset_names
+from ..config.presets import load_preset, load_settings, preset_names
 from ..config.settings import ErasureConfig, fields, override
 from ..errors import FileError
+from ..models.architectures import ARCHITECTURES, SDXL
 from . import model as models
 from . import outputs
 from .console import StopRequest, note
@@ -85,12 +86,12 @@ def load_settled(arguments: Namespace) -> tuple[DiffusersDenoiser, ErasureConfig
     models.check_model(arguments.model)
     denoiser = models.load(arguments.model, draft.training.precision, arguments.device)
     is_pocket = arguments.model == models.POCKET
-    return denoiser, draft if is_pocket else _settled(arguments, denoiser.architecture)
+    return denoiser, draft if is_pocket else _settled(arguments, denoiser.architecture.name)
 
 
 def _draft(arguments: Namespace) -> ErasureConfig:
     """A model's kind is not known yet; what must fit each other is the same in its presets."""
-    return _settled(arguments, models.POCKET if arguments.model == models.POCKET else "sdxl")
+    return _settled(arguments, models.POCKET if arguments.model == models.POCKET else SDXL.name)
 
 
 def _settled(arguments: Namespace, architecture: str) -> ErasureConfig:
@@ -100,7 +101,8 @@ def _settled(arguments: Namespace, architecture: str) -> ErasureConfig:
     if architecture == models.POCKET:
         preset = models.POCKET
     else:
-        preset = preset_for(architecture, asked.get("method", ErasureConfig.method))
+        method = asked.get("method", ErasureConfig.method)
+        preset = ARCHITECTURES[architecture].preset_for(method)
     return ErasureConfig.from_mapping(override(load_preset(preset), asked))
 
 
@@ -148,7 +150,7 @@ def _write(
         report: dict[str, Any] = {
             "file": str(arguments.out),
             "model": arguments.model,
-            "architecture": denoiser.architecture,
+            "architecture": denoiser.architecture.name,
             "config": config.to_mapping(),
             "config_digest": config.digest(),
             "training": result.report,

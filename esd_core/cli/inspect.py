@@ -142,7 +142,7 @@ def _decoded(key: str, text: str) -> Any:
 
 def _described(source: Source, found: Mapping[str, Mapping[str, Any]]) -> str:
     from ..files.open import KINDS
-    from ..models.structure import title
+    from ..models.architectures import title
 
     shown = {k: text for k, text in sorted(source.metadata.items()) if k not in _LONG}
     width = max(map(len, shown), default=0)

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import FileError
-from ..models.structure import ARCHITECTURES, unet_config
+from ..models.architectures import Architecture, like
+from ..models.structure import unet_config
 from ..storage.reading import file_tensors, read_header
 from .diffusers import read_unet_folder
 from .unet import CONFIG, MARKS, unet_names
@@ -23,13 +24,13 @@ class Base:
     """A UNet without the network around it.
 
     Attributes:
-        architecture: "sdxl", "sd1" or "sd2".
+        architecture: the refiner too.
         config: of the UNet2DConditionModel.
         weights: by canonical name.
         marks: ComfyUI's signs for what weights do not show: "v_pred", "ztsnr".
     """
 
-    architecture: str
+    architecture: Architecture
     config: Mapping[str, Any]
     weights: Mapping[str, Tensor]
     marks: tuple[str, ...] = ()
@@ -71,11 +72,8 @@ def marks_of(scheduler: Mapping[str, Any]) -> tuple[str, ...]:
     return (V_PREDICTION,) * is_v + (ZERO_SNR,) * is_zero_snr
 
 
-def _architecture(config: Mapping[str, Any]) -> str:
-    width = config.get("cross_attention_dim")
-    if config.get("addition_embed_type"):
-        return "refiner" if ARCHITECTURES.get(width or 0) == "refiner" else "sdxl"
-    return "sd1" if ARCHITECTURES.get(width or 0) == "sd1" else "sd2"
+def _architecture(config: Mapping[str, Any]) -> Architecture:
+    return like(config.get("cross_attention_dim") or 0, bool(config.get("addition_embed_type")))
 
 
 def _scheduler(folder: Path) -> dict[str, Any]:

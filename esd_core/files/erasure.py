@@ -21,8 +21,8 @@ from torch import Tensor
 from ..config.settings import ErasureConfig
 from ..errors import ESDError, FileError
 from ..method.probes import ProbeReport
+from ..models.architectures import Architecture, title
 from ..models.denoiser import Denoiser
-from ..models.structure import title
 from ..storage.lazy import LazyTensors, Spec, renamed, spec_of
 from ..storage.reading import file_tensors, read_header
 from ..storage.writing import write_safetensors
@@ -208,7 +208,7 @@ class Weights(Protocol):
     """What a change is held against: a Denoiser or a Base."""
 
     @property
-    def architecture(self) -> str: ...
+    def architecture(self) -> Architecture: ...
 
     def parameters(self) -> Mapping[str, Tensor]: ...
 
@@ -220,10 +220,10 @@ def check_fits(erasure: Erasure, denoiser: Weights) -> str:
         FileError: it says what was expected and what came.
     """
     expected = erasure.architecture
-    if expected and expected != denoiser.architecture:
+    if expected and expected != denoiser.architecture.name:
         raise FileError(
             f"{erasure.name} was made for {title(expected)}, and this model is "
-            f"{title(denoiser.architecture)}: give the kind of model it was made for"
+            f"{denoiser.architecture.title}: give the kind of model it was made for"
         )
     base = denoiser.parameters()
     for name, spec in erasure.change().specs.items():

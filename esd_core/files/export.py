@@ -56,7 +56,7 @@ def export(form: str, path: Path, erasure: Erasure, base: Base, options: Options
         write_erasure(path, _scaled(erasure, options.strength, dtype), force)
     elif form == LORA:
         lora = low_rank(delta, options.rank, options.energy)
-        write_lora(path, lora, base.architecture, metadata, dtype, force)
+        write_lora(path, lora, base.architecture.name, metadata, dtype, force)
         return str(lora)
     elif form == UNET:
         metadata[CONFIG] = json.dumps(plain_config(base.config), sort_keys=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FileError
+from ..models.architectures import ARCHITECTURES, SD1
 from ..models.keys import canonical_to_diffusers
 from ..storage.writing import write_safetensors
 
@@ -105,14 +106,14 @@ def write_lora(
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(lora.rank),
         "ss_network_alpha": str(lora.rank),
-        "ss_v2": str(architecture == "sd2"),
+        "ss_v2": str(ARCHITECTURES.get(architecture, SD1).is_v2),
     }
     write_safetensors(path, tensors, about, force)
 
 
 def kohya_name(layer: str, architecture: str) -> str:
     """That of a layer, by its canonical name without ".weight"."""
-    if architecture != "sdxl":
+    if not ARCHITECTURES.get(architecture, SD1).has_ldm_lora_names:
         # diffusers' defaults have the structure of SD 1.x and 2.x.
         weight = canonical_to_diffusers({}).get(f"{layer}.weight", layer)
         layer = weight.removesuffix(".weight")

@@ -13,11 +13,6 @@ PACK_VERSION = "0.1.0"
 CONVENTION = (
     "paper: target = anchor - eta * (concept - empty); the official scripts' eta is this + 1"
 )
-_MODELSPEC = {
-    "sdxl": ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
-    "sd1": ("stable-diffusion-v1", "sd_v1"),
-    "sd2": ("stable-diffusion-v2-768-v", "sd_v2"),
-}
 
 
 def describe(
@@ -29,7 +24,6 @@ def describe(
     """
     concepts = config.concepts
     names = ", ".join(c.name for c in concepts)
-    architecture, base_version = _MODELSPEC[denoiser.architecture]
     return {
         "format": "pt",
         "esd.format": FORMAT,
@@ -42,13 +36,13 @@ def describe(
         "esd.steps": str(steps),
         "esd.config": config.to_toml(),
         "esd.config_digest": config.digest(),
-        "esd.base_architecture": denoiser.architecture,
+        "esd.base_architecture": denoiser.architecture.name,
         "esd.probes": json.dumps(probes.as_dict() if probes else {}, sort_keys=True),
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.architecture": f"{denoiser.architecture.modelspec}/lora",
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.title": f"{names} erased ({config.method})",
         "modelspec.description": f"Erases {names} by Erased Stable Diffusion (arXiv 2303.07345).",
-        "ss_base_model_version": base_version,
+        "ss_base_model_version": denoiser.architecture.ss_version,
         "trained_words": json.dumps([c.name for c in concepts]),
     }

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ..errors import FileError
+from ..models.architectures import title
 from ..models.keys import DIFFUSERS_PARTS, diffusers_to_canonical
-from ..models.structure import architecture_of, title
+from ..models.structure import architecture_of
 from ..storage.lazy import LazyTensors, Spec, renamed, spec_of
 from ..storage.reading import Header, file_tensors, mapped_tensors, read_header
 from .adapters import (
@@ -89,10 +90,10 @@ class Source:
                 f"{self.path} is {KINDS[FOREIGN]} ({foreign_part(self.tensors)}): ComfyUI's own "
                 "LoRA loaders read it, and this command does not"
             )
-        if self.architecture not in ("", base.architecture):
+        if self.architecture not in ("", base.architecture.name):
             raise FileError(
                 f"{self.path.name} was made for {title(self.architecture)}, and this model is "
-                f"{title(base.architecture)}: give the kind of model it was made for"
+                f"{base.architecture.title}: give the kind of model it was made for"
             )
         tensors = self._difference(base) if self.needs_base else self._renamed(base)
         return Erasure(tensors, read_metadata(self.path, self.metadata), self.path)

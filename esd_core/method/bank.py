@@ -19,7 +19,7 @@ from ..config.concepts import Concept
 from ..config.settings import ErasureConfig
 from ..errors import ConfigError
 from ..models.denoiser import Conditioning, Denoiser, Schedule
-from .objective import erasure_target, own_form_weight
+from .objective import erasure_target
 from .sampling import predict_together, sample, unit_noise
 
 
@@ -210,7 +210,7 @@ class Bank:
     ) -> Samples:
         """One sample a line; lines that erase come first (they always do in a round)."""
         targets = [self._target(line, [p[i] for p in predictions]) for i, line in enumerate(lines)]
-        own_form = own_form_weight(sigma, self.denoiser.prediction_type)
+        own_form = self.denoiser.prediction.loss_weight(sigma)
         weights = [
             own_form * (1.0 if line.concept else self.config.preserve_weight) for line in lines
         ]

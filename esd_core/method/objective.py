@@ -33,19 +33,6 @@ def guided(conditional: Tensor, empty: Tensor, guidance: float) -> Tensor:
     return empty + guidance * (conditional - empty)
 
 
-def own_form_weight(sigma: float, prediction_type: str) -> float:
-    """What makes a squared error of eps-hat one of the model's own output.
-
-    At a fixed x = x0 + sigma * eps, v = (eps - sigma * x0) / sqrt(sigma^2 + 1) moves by
-    sqrt(sigma^2 + 1) times what eps moves by (Salimans and Ho 2022, in sigma space). Without the
-    weight, a v-model would hardly be trained at high noise, where a picture's layout is decided.
-
-    Args:
-        prediction_type: "epsilon" or "v_prediction".
-    """
-    return sigma**2 + 1 if prediction_type == "v_prediction" else 1.0
-
-
 def regression_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """Weighted mean squared error over a batch.
 

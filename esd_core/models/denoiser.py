@@ -16,6 +16,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .architectures import Architecture
+from .prediction import Prediction
+
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -75,10 +78,9 @@ class Denoiser(Protocol):
     for its parameters and it is the student. A host's own tensors are never written to.
     """
 
-    architecture: str
-    """"sdxl", "sd1" or "sd2": which tensors a method selects."""
-    prediction_type: str
-    """"epsilon" or "v_prediction": the form of the model's own output, in which errors count."""
+    architecture: Architecture
+    prediction: Prediction
+    """The form of the network's own output, in which errors count."""
     device: torch.device
     compute_dtype: torch.dtype
     """What the network computes in; swapped-in tensors must be of this dtype."""

@@ -19,8 +19,10 @@ from diffusers import (
 from torch import Tensor
 
 from ..errors import ConfigError, ESDError, FileError
+from .architectures import Architecture, like
 from .denoiser import Conditioning, Schedule
 from .keys import diffusers_to_canonical
+from .prediction import prediction
 from .swap import replaced, slot
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,12 +40,7 @@ class DiffusersDenoiser:
         self.architecture = _architecture(pipeline)
         self.device = self.unet.device
         self.compute_dtype: torch.dtype = self.unet.dtype
-        self.prediction_type: str = pipeline.scheduler.config.prediction_type
-        if self.prediction_type not in ("epsilon", "v_prediction"):
-            raise ESDError(
-                f"the model predicts {self.prediction_type}, and only epsilon and v_prediction "
-                "can be erased from: give another model"
-            )
+        self.prediction = prediction(pipeline.scheduler.config.prediction_type)
         modules = dict(self.unet.named_modules())
         self._slots = {
             canonical: slot(modules, name)
@@ -107,7 +104,7 @@ class DiffusersDenoiser:
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], width: int, height: int) -> Conditioning:
         context, pooled, time_ids = None, None, None
-        if self.architecture == "sdxl":
+        if self.architecture.takes_sizes:
             context, _, pooled, _ = self.pipeline.encode_prompt(
                 list(prompts), do_classifier_free_guidance=False
             )
@@ -123,22 +120,18 @@ class DiffusersDenoiser:
         return Conditioning(context, pooled, time_ids)
 
     def predict_noise(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        level = sigma.view(-1, 1, 1, 1)
-        scale = (level**2 + 1).sqrt()
+        scale = (sigma.view(-1, 1, 1, 1) ** 2 + 1).sqrt()
         added: dict[str, Any] = {}
         if conditioning.pooled is not None:
             added = {"text_embeds": conditioning.pooled, "time_ids": conditioning.time_ids}
-        raw = self.unet(
+        raw: Tensor = self.unet(
             (x / scale).to(self.compute_dtype),
             self._timesteps(sigma),
             conditioning.context,
             added_cond_kwargs=added,
             return_dict=False,
         )[0].float()
-        if self.prediction_type == "epsilon":
-            return raw
-        # v = (eps - sigma x0) / scale, x = x0 + sigma eps (Salimans and Ho 2022, in sigma space).
-        return (raw * scale + x * level) / scale**2
+        return self.prediction.direction(raw, x, sigma)
 
     def _timesteps(self, sigma: Tensor) -> Tensor:
         """Undoes the interpolation by which the Euler scheduler turns timesteps into sigmas."""
@@ -158,11 +151,12 @@ class DiffusersDenoiser:
         return (torch.cat(parts) / 2 + 0.5).clamp(0, 1).cpu()
 
 
-def _architecture(pipeline: DiffusionPipeline) -> str:
-    if isinstance(pipeline, StableDiffusionXLPipeline):
-        return "sdxl"
-    if isinstance(pipeline, StableDiffusionPipeline):
-        return "sd1" if pipeline.unet.config.cross_attention_dim == 768 else "sd2"
+def _architecture(pipeline: DiffusionPipeline) -> Architecture:
+    takes_sizes = isinstance(pipeline, StableDiffusionXLPipeline)
+    if takes_sizes or isinstance(pipeline, StableDiffusionPipeline):
+        found = like(pipeline.unet.config.cross_attention_dim, takes_sizes)
+        if found.layers:
+            return found
     raise ESDError(
         f"the model is a {type(pipeline).__name__}, and only Stable Diffusion 1.x, 2.x and XL can "
         "be erased from: give another model"

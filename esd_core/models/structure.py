@@ -9,11 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import FileError
+from .architectures import SDXL, Architecture, by_width
 from .keys import diffusers_to_canonical
-
-ARCHITECTURES = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "refiner"}
-"""By the width of the text states that the UNet attends to."""
-TITLES = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL", "refiner": "the SDXL refiner"}
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -23,16 +20,12 @@ _ATTENDS = re.compile(
 
 
 def architecture_of(shapes: Shapes) -> str:
-    """A key of TITLES, whatever naming the tensors have; "" if none of them tells."""
+    """The name of an Architecture, whatever naming the tensors have; "" if none of them tells."""
     for name, shape in shapes.items():
         if _ATTENDS.search(name) and len(shape) > 1:
-            return ARCHITECTURES.get(shape[1], "")
+            known = by_width(shape[1])
+            return known.name if known else ""
     return ""
-
-
-def title(architecture: str) -> str:
-    """A name for people."""
-    return TITLES.get(architecture, architecture or "an unknown architecture")
 
 
 def unet_config(shapes: Shapes) -> dict[str, Any]:
@@ -78,9 +71,9 @@ def _config(shapes: Shapes) -> dict[str, Any]:
     if not middle:
         has_middle = "middle_block.0.in_layers.0.weight" in shapes
         config["mid_block_type"] = "UNetMidBlock2D" if has_middle else None
-    is_sd1 = config["cross_attention_dim"] == 768
-    config["attention_head_dim"] = 8 if is_sd1 else [max(1, width // 64) for width in channels]
-    return config | _labels(shapes, config["cross_attention_dim"])
+    known = by_width(config["cross_attention_dim"]) or SDXL
+    config["attention_head_dim"] = known.heads or [max(1, width // 64) for width in channels]
+    return config | _labels(shapes, known)
 
 
 def _once(counts: list[int]) -> int | list[int]:
@@ -127,12 +120,10 @@ def _is_linear(shapes: Shapes) -> bool:
     return next(len(s) == 2 for name, s in shapes.items() if name.endswith(".proj_in.weight"))
 
 
-def _labels(shapes: Shapes, width: int) -> dict[str, Any]:
+def _labels(shapes: Shapes, known: Architecture) -> dict[str, Any]:
     if "label_emb.weight" in shapes:
         return {"num_class_embeds": shapes["label_emb.weight"][0]}
     if "label_emb.0.0.weight" not in shapes:
         return {}
     inputs = {"projection_class_embeddings_input_dim": shapes["label_emb.0.0.weight"][1]}
-    if ARCHITECTURES.get(width) == "sd2":
-        return {"class_embed_type": "projection", **inputs}
-    return {"addition_embed_type": "text_time", "addition_time_embed_dim": 256, **inputs}
+    return {**known.label_config, **inputs}

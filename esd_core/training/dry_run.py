@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from ..method.objective import regression_loss
+from ..models.architectures import Architecture
 from ..models.keys import diffusers_to_canonical
 from ..models.swap import replaced, slot
 from .gradients import ShortGradients
@@ -32,7 +33,7 @@ class Trial:
     """A UNet without contents, in `weight_dtype`, computing in `compute_dtype` at a latent size."""
 
     unet_config: tuple[tuple[str, Any], ...]
-    architecture: str
+    architecture: Architecture
     weight_dtype: torch.dtype
     compute_dtype: torch.dtype
     size: tuple[int, int]

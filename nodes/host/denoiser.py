@@ -17,15 +17,13 @@ from torch.utils.checkpoint import checkpoint
 
 from ...esd_core.errors import ConfigError, ESDError
 from ...esd_core.models.denoiser import Conditioning, Schedule
+from ...esd_core.models.prediction import from_denoised
 from ...esd_core.models.swap import replaced, slot
 from ...esd_core.training.student import dense
-from .model import architecture, context_width, parameters, predicts_v
+from .model import architecture, context_width, parameters, prediction
 from .session import compute_dtype, differentiable_attention
 from .text import Texts
 from .unet_config import diffusers_config
-
-_FACTOR = 8
-"""Pixels a latent, of all architectures that can be trained."""
 
 
 class HostDenoiser:
@@ -40,7 +38,7 @@ class HostDenoiser:
         self.architecture = architecture(model)
         self.device: torch.device = model.load_device
         self.compute_dtype = compute_dtype(model)
-        self.prediction_type = "v_prediction" if predicts_v(model) else "epsilon"
+        self.prediction = prediction(model)
         self._teacher = parameters(model)
         modules = dict(model.model.diffusion_model.named_modules())
         self._slots = {name: slot(modules, name) for name in self._teacher}
@@ -76,12 +74,12 @@ class HostDenoiser:
         return int(get_free_memory(self.device))
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        if width % _FACTOR or height % _FACTOR:
+        factor = self.architecture.latent_factor
+        if width % factor or height % factor:
             raise ConfigError(
-                f"width and height must be multiples of {_FACTOR}, not {width}x{height}"
+                f"width and height must be multiples of {factor}, not {width}x{height}"
             )
-        channels: int = self.model.model.latent_format.latent_channels
-        return channels, height // _FACTOR, width // _FACTOR
+        return self.architecture.latent_channels, height // factor, width // factor
 
     def schedule(self, steps: int) -> Schedule:
         """Even steps through the training's noise levels, from below, as SDXL is published."""
@@ -105,7 +103,7 @@ class HostDenoiser:
                 f"{context_width(self.model)}: connect the CLIP of the same checkpoint"
             )
         vector = None
-        if self.architecture == "sdxl":
+        if self.architecture.takes_sizes:
             vector = self.model.model.encode_adm(
                 pooled_output=pooled, width=width, height=height, device=self.device
             ).to(self.device)
@@ -116,12 +114,11 @@ class HostDenoiser:
         vector: dict[str, Any] = {}
         if conditioning.pooled is not None:
             vector = {"y": conditioning.pooled}
-        clean = self.model.model.apply_model(
+        denoised = self.model.model.apply_model(
             x,
             sigma,
             c_crossattn=conditioning.context,
             transformer_options={"optimized_attention_override": differentiable_attention},
             **vector,
         )
-        noise: Tensor = (x - clean) / sigma.view(-1, 1, 1, 1)
-        return noise
+        return from_denoised(denoised, x, sigma)

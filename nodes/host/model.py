@@ -10,17 +10,17 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
 from ...esd_core.errors import ESDError
+from ...esd_core.models.architectures import Architecture, like
+from ...esd_core.models.prediction import Epsilon, Prediction, VPrediction
 
 PREFIX = "diffusion_model."
 """Of the UNet's parameters among those of a MODEL."""
 
-_CONTEXT_WIDTHS = {768: "sd1", 1024: "sd2"}
-_LATENT_CHANNELS = 4
 _SCALES = ("scale_weight", "weight_scale", "scale_input", "input_scale")
 
 
-def architecture(model: comfy.model_patcher.ModelPatcher) -> str:
-    """ "sdxl", "sd1" or "sd2"; ESDError for any other MODEL."""
+def architecture(model: comfy.model_patcher.ModelPatcher) -> Architecture:
+    """ESDError for a MODEL that cannot be trained."""
     inner = model.model
     unet = getattr(inner, "diffusion_model", None)
     kind = type(inner).__name__
@@ -28,17 +28,18 @@ def architecture(model: comfy.model_patcher.ModelPatcher) -> str:
         raise ESDError(
             f"the MODEL is no UNet but {kind}: connect Stable Diffusion 1.x, 2.x or SDXL"
         )
-    if unet.in_channels != _LATENT_CHANNELS:
+    takes_sizes = isinstance(inner, comfy.model_base.SDXL)
+    found = like(context_width(model), takes_sizes)
+    if unet.in_channels != found.latent_channels:
         raise ESDError(
             f"the MODEL takes {unet.in_channels} channels, as inpainting models do: connect the "
             "text-to-image model that it was made from"
         )
     if isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST):
         raise ESDError("the MODEL is sampled as a flow: connect one of eps- or v-prediction")
-    if isinstance(inner, comfy.model_base.SDXL):
-        return "sdxl"
-    if type(inner) is comfy.model_base.BaseModel and context_width(model) in _CONTEXT_WIDTHS:
-        return _CONTEXT_WIDTHS[context_width(model)]
+    is_plain = type(inner) is comfy.model_base.BaseModel
+    if takes_sizes or (is_plain and context_width(model) == found.context_width):
+        return found
     raise ESDError(f"the MODEL is {kind}: connect Stable Diffusion 1.x, 2.x or SDXL")
 
 
@@ -48,10 +49,11 @@ def context_width(model: comfy.model_patcher.ModelPatcher) -> int:
     return width
 
 
-def predicts_v(model: comfy.model_patcher.ModelPatcher) -> bool:
-    """Whether the UNet's output is v, and not eps."""
+def prediction(model: comfy.model_patcher.ModelPatcher) -> Prediction:
+    """The form of the UNet's output."""
     sampling = model.get_model_object("model_sampling")
-    return isinstance(sampling, comfy.model_sampling.V_PREDICTION)
+    is_v = isinstance(sampling, comfy.model_sampling.V_PREDICTION)
+    return VPrediction() if is_v else Epsilon()
 
 
 def parameters(model: comfy.model_patcher.ModelPatcher) -> dict[str, Tensor]:

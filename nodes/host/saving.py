@@ -13,8 +13,9 @@ from ...esd_core.files.diffusers import write_unet_folder
 from ...esd_core.files.erasure import SAVE_DTYPES, Erasure, check_fits
 from ...esd_core.files.export import OFFICIAL, Options, export
 from ...esd_core.files.unet import CONFIG, write_unet
+from ...esd_core.models.prediction import Epsilon
 from . import folders
-from .model import architecture, parameters, predicts_v
+from .model import architecture, parameters, prediction
 from .session import lent
 from .unet_config import base_of, diffusers_config
 
@@ -66,7 +67,7 @@ def _dtype(weights: dict[str, Tensor]) -> torch.dtype:
 
 def _marks(model: comfy.model_patcher.ModelPatcher) -> list[str]:
     """The host's signs for what a UNet's weights do not show."""
-    if not predicts_v(model) or architecture(model) != "sdxl":
+    if isinstance(prediction(model), Epsilon) or not architecture(model).is_marked_v:
         return []
     is_zero = getattr(model.model.model_sampling, "zsnr", False)
     return ["v_pred", "ztsnr"] if is_zero else ["v_pred"]

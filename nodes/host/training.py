@@ -141,7 +141,7 @@ def _course(config: ErasureConfig, denoiser: HostDenoiser, texts: Texts) -> str:
     states, _ = texts.rows(_prompts(config))
     text = [[float(row.sum()), float(row.norm())] for row in states]
     levels = float(denoiser.model.model.model_sampling.sigmas.sum())
-    return _digest([settings, weights, text, levels, denoiser.prediction_type])
+    return _digest([settings, weights, text, levels, denoiser.prediction.name])
 
 
 def _flat(config: ErasureConfig) -> dict[str, object]:

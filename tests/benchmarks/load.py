@@ -42,6 +42,7 @@ def write(path: Path) -> None:
 
     from esd_core.files.erasure import Erasure, write_erasure
     from esd_core.files.metadata import FORMAT
+    from esd_core.models.architectures import SDXL
     from esd_core.models.keys import diffusers_to_canonical
     from esd_core.training.selection import select
 
@@ -55,7 +56,7 @@ def write(path: Path) -> None:
     }
     suffixes = {"weight": "diff", "bias": "diff_b"}
     tensors = {}
-    for name in select("esd-x", shapes, "sdxl"):
+    for name in select("esd-x", shapes, SDXL):
         path_of, _, leaf = name.rpartition(".")
         tensors[f"{path_of}.{suffixes[leaf]}"] = torch.randn(shapes[name], dtype=torch.float16)
     metadata = {"format": "pt", "esd.format": FORMAT, "esd.base_architecture": "sdxl"}

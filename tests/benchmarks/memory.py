@@ -83,7 +83,7 @@ def official(sizes: dict[str, Any]) -> dict[str, int]:
     teacher = full_size.denoiser(torch.bfloat16, sizes)
     student = full_size.denoiser(torch.bfloat16, sizes)
     student.unet.requires_grad_(True)
-    names = select("esd-x-strict", student.parameters(), "sdxl")
+    names = select("esd-x-strict", student.parameters(), student.architecture)
     optimizer = torch.optim.Adam([student.parameters()[name] for name in names], lr=2e-4)
     rows = student.encode(["Van Gogh", ""], 256, 256)
     x, sigma = torch.randn(1, 4, 32, 32), torch.ones(1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from esd_core.config.presets import FOLDER, load_preset, load_settings, preset_for
+from esd_core.config.presets import FOLDER, load_preset, load_settings
 from esd_core.config.presets import preset_names as names
 from esd_core.config.settings import ErasureConfig
 from esd_core.errors import ConfigError, FileError
@@ -100,21 +100,6 @@ def test_diffengine_uses_adafactor() -> None:
         0.01,
         1.0,
     )
-
-
-def test_each_architecture_has_a_preset() -> None:
-    assert {a: preset_for(a, "esd-x") for a in ("sdxl", "sd1", "sd2")} == {
-        "sdxl": "official-sdxl",
-        "sd1": "official-sd",
-        "sd2": "official-sd",
-    }
-    with pytest.raises(ConfigError, match='no preset fits "flux"'):
-        preset_for("flux", "esd-x")
-
-
-def test_the_wide_methods_get_the_learning_rate_published_for_them() -> None:
-    for method, rate in (("esd-x-strict", 2e-4), ("esd-u", 1e-5), ("esd-all", 1e-5)):
-        assert load_preset(preset_for("sdxl", method))["training"]["learning_rate"] == rate
 
 
 def test_an_unknown_preset_is_refused_with_those_there_are() -> None:

@@ -24,6 +24,7 @@ from esd_core.files.export import (
     official_name,
 )
 from esd_core.files.open import open_source
+from esd_core.models.architectures import ARCHITECTURES
 from esd_core.models.keys import canonical_to_diffusers, diffusers_to_canonical
 from esd_core.models.structure import unet_config
 from esd_core.storage.reading import read_header
@@ -58,7 +59,7 @@ class Model:
         }
         metadata = {
             "esd.format": "esd-erasure-1",
-            "esd.base_architecture": self.base.architecture,
+            "esd.base_architecture": self.base.architecture.name,
             "esd.base_fingerprint": fingerprint(self.base.weights),
             "esd.anchors": json.dumps({"cowboy hat": "cowboy"}),
             "esd.method": "esd-x-strict",
@@ -83,7 +84,7 @@ def model(request) -> Model:
         if trained_in(name)
     }
     assert {t.dim() for t in delta.values()} == {1, 2, 4}
-    return Model(Base(request.param, dict(unet.config), weights), delta)
+    return Model(Base(ARCHITECTURES[request.param], dict(unet.config), weights), delta)
 
 
 def written(model: Model, form: str, erasure: Erasure, path: Path) -> Path:
@@ -215,7 +216,7 @@ def test_loras_of_every_naming_are_read(model, tmp_path, way):
     file, change = lora_of(model, way)
     save_file(file, tmp_path / "a.bin")
     source = open_source(tmp_path / "a.bin")
-    assert source.kind == "lora" and source.architecture == model.base.architecture
+    assert source.kind == "lora" and source.architecture == model.base.architecture.name
     got = source.erasure(model.base).delta(model.base.weights)
     assert got.keys() == change.keys()
     for name, tensor in change.items():
@@ -262,15 +263,13 @@ def test_a_whole_unet_in_half_precision_has_changed_only_where_it_was_erased(mod
 # -- what does not fit -------------------------------------------------------------------------
 
 
-TITLES = {"sdxl": "SDXL", "sd1": "SD 1.x", "sd2": "SD 2.x"}
-
-
 @pytest.mark.parametrize("form", [*EXACT, LORA])
 def test_another_architecture_is_refused_by_name(model, tmp_path, form):
     path = written(model, form, Erasure(model.erasure().tensors, {}), tmp_path / "a")
-    for other in set(TITLES) - {model.base.architecture}:
-        base = Base(other, SHAPES[other], {})
-        said = f"made for {TITLES[model.base.architecture]}, and this model is {TITLES[other]}"
+    for name in set(SHAPES) - {model.base.architecture.name}:
+        other = ARCHITECTURES[name]
+        base = Base(other, SHAPES[name], {})
+        said = f"made for {model.base.architecture.title}, and this model is {other.title}"
         with pytest.raises(FileError, match=said):
             open_source(path).erasure(base)
 

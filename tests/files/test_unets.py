@@ -16,6 +16,7 @@ from esd_core.files.base import Base, open_base
 from esd_core.files.diffusers import write_official, write_unet_folder
 from esd_core.files.open import open_source
 from esd_core.files.unet import PREFIX, unet_names, write_unet
+from esd_core.models.architectures import SDXL
 from esd_core.models.keys import diffusers_to_canonical
 from esd_core.storage.reading import (
     file_tensors,
@@ -63,7 +64,7 @@ def delta(base):
     generator = torch.Generator().manual_seed(2)
     return {
         name: torch.randn(base[name].shape, generator=generator) * 0.01
-        for name in select("esd-x", base, "sdxl")
+        for name in select("esd-x", base, SDXL)
     }
 
 
@@ -214,7 +215,7 @@ def test_the_official_code_loads_the_official_file(tmp_path, base, delta):
     assert_same_tensors(changed, {name: whole[name] for name in delta})
 
 
-def read_back(path, config, base, architecture="sdxl"):
+def read_back(path, config, base, architecture=SDXL):
     """The change that the file makes of the base."""
     return open_source(path).erasure(Base(architecture, config, base)).delta(base)
 

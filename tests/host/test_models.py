@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from unets import CONFIGS, SD1_COUNTS, SDXL_COUNTS
 
 from esd_core.config.settings import METHODS
+from esd_core.models.architectures import ARCHITECTURES
 from esd_core.models.diffusers_backend import load_denoiser
 from esd_core.models.keys import diffusers_to_canonical
 from esd_core.training.selection import select
@@ -48,7 +49,7 @@ def test_of_it_as_much_is_trained_as_by_the_official_code(trees, name, method, c
 def test_both_backends_select_the_same(trees, name):
     names = diffusers_to_canonical(CONFIGS[name]).values()
     for method in METHODS:
-        assert trees[name]["selected"][method] == list(select(method, names, name))
+        assert trees[name]["selected"][method] == list(select(method, names, ARCHITECTURES[name]))
 
 
 def test_the_refiner_is_refused(trees):

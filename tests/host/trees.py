@@ -45,7 +45,7 @@ def described(model):
         return {"refused": str(error)}
     held = parameters(model)
     return {
-        "architecture": kind,
+        "architecture": kind.name,
         "parameters": {name: tensor.numel() for name, tensor in held.items()},
         "selected": {method: select(method, held, kind) for method in METHODS},
     }

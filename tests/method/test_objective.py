@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esd_core.method.objective import erasure_target, guided, own_form_weight, regression_loss
+from esd_core.method.objective import erasure_target, guided, regression_loss
 
 ETA = st.floats(0, 100)
 SIGMA = st.floats(0.01, 200)
@@ -93,19 +93,3 @@ def test_loss_is_not_computed_in_half_precision():
     prediction = torch.full((1, 1, 1, 2), 300.0, dtype=torch.float16)
     loss = regression_loss(prediction, torch.zeros_like(prediction), torch.ones(1))
     assert loss.item() == 90000.0
-
-
-@pytest.mark.parametrize("sigma", [0.03, 1.0, 14.6])
-def test_a_weighted_eps_error_is_the_error_of_v(sigma):
-    """v = alpha eps - beta x0 (Salimans and Ho 2022), alpha = 1 / sqrt(1 + sigma^2), beta = sigma
-    alpha; at one x, both predictions follow from their eps."""
-    x, one, other = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1)).double()
-    alpha = (1 + sigma**2) ** -0.5
-
-    def velocity(eps):
-        return alpha * eps - sigma * alpha * (x - sigma * eps)
-
-    expected = (velocity(one) - velocity(other)).square().mean()
-    weight = own_form_weight(sigma, "v_prediction")
-    torch.testing.assert_close(weight * (one - other).square().mean(), expected)
-    assert own_form_weight(sigma, "epsilon") == 1

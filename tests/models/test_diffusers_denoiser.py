@@ -18,6 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from esd_core.errors import ConfigError, ESDError, FileError
 from esd_core.method.objective import erasure_target
 from esd_core.method.sampling import sample
+from esd_core.models.architectures import SD1, SD2, SDXL
 from esd_core.models.diffusers_backend import DiffusersDenoiser, automatic_precision, load_denoiser
 from esd_core.pocket.models import build_vae
 
@@ -435,9 +436,9 @@ def test_other_pipelines_are_refused(pipeline):
 
 
 def test_architecture_is_told_by_the_text_width(denoiser, small_sd):
-    assert denoiser.architecture == "sdxl"
-    assert DiffusersDenoiser(small_sd(context=768)).architecture == "sd1"
-    assert DiffusersDenoiser(small_sd(context=1024)).architecture == "sd2"
+    assert denoiser.architecture is SDXL
+    assert DiffusersDenoiser(small_sd(context=768)).architecture is SD1
+    assert DiffusersDenoiser(small_sd(context=1024)).architecture is SD2
 
 
 # -- loading ---------------------------------------------------------------------------------

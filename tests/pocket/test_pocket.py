@@ -11,6 +11,7 @@ import torch
 from esd_core.config.presets import load_preset
 from esd_core.config.settings import ErasureConfig, override
 from esd_core.files.erasure import read_erasure, write_erasure
+from esd_core.models.architectures import SDXL
 from esd_core.models.diffusers_backend import POCKET, DiffusersDenoiser, load_denoiser
 from esd_core.pocket import WEIGHTS
 from esd_core.pocket.judge import judge, load_oracle
@@ -53,7 +54,7 @@ def test_the_weights_are_fp16() -> None:
 
 
 def test_pocket_is_an_sdxl_in_miniature(pocket: DiffusersDenoiser) -> None:
-    assert pocket.architecture == "sdxl"
+    assert pocket.architecture is SDXL
     config = pocket.unet.config
     assert config.addition_embed_type == "text_time" and config.use_linear_projection
     assert sum(isinstance(d, int) and d > 0 for d in config.transformer_layers_per_block[1:]) == 2

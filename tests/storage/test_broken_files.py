@@ -22,6 +22,7 @@ from esd_core.files.base import Base
 from esd_core.files.erasure import Erasure, check_fits
 from esd_core.files.export import LORA, OFFICIAL, UNET, Options, export
 from esd_core.files.open import open_source
+from esd_core.models.architectures import SDXL
 from esd_core.models.structure import unet_config
 
 COUNTS = {"erasure": 900, LORA: 700, OFFICIAL: 700, UNET: 200}
@@ -39,7 +40,7 @@ def base():
     unet, names = UNet2DConditionModel.from_config(SMALL), diffusers_to_canonical(SMALL)
     weights = {names[n]: t.detach() for n, t in unet.state_dict().items()}
     assert unet_config({n: tuple(t.shape) for n, t in weights.items()})
-    return Base("sdxl", SMALL, weights)
+    return Base(SDXL, SMALL, weights)
 
 
 @pytest.fixture(scope="module")

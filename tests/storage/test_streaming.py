@@ -14,6 +14,7 @@ from esd_core.files.erasure import Erasure
 from esd_core.files.export import DIFFUSERS, UNET, Options, export
 from esd_core.files.base import Base, open_base
 from esd_core.storage.lazy import Spec
+from esd_core.models.architectures import SD1
 from esd_core.models.keys import diffusers_to_canonical
 from esd_core.storage.lazy import LazyTensors
 from diffusers import UNet2DConditionModel
@@ -31,7 +32,7 @@ specs = {names[n]: Spec(torch.float16, tuple(t.shape)) for n, t in shapes.items(
 weights = LazyTensors(specs, lambda n: torch.full(specs[n].shape, 0.5, dtype=torch.float16))
 key = "middle_block.1.transformer_blocks.0.attn2.to_k"
 erasure = Erasure({f"{key}.diff": torch.ones(specs[f"{key}.weight"].shape)}, {})
-export(UNET, folder / "unet", Erasure({}, {}), Base("sd1", config, weights), Options())
+export(UNET, folder / "unet", Erasure({}, {}), Base(SD1, config, weights), Options())
 Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
 before = held("VmRSS")
 export(DIFFUSERS, folder / "diffusers", erasure, open_base(folder / "unet"), Options())

@@ -44,7 +44,7 @@ def small(pipeline):
 
 def count(denoiser, method):
     base = denoiser.parameters()
-    return sum(base[name].numel() for name in select(method, base, "sdxl"))
+    return sum(base[name].numel() for name in select(method, base, denoiser.architecture))
 
 
 # -- the estimate ----------------------------------------------------------------------------

@@ -41,16 +41,3 @@ def load_preset(name: str) -> dict[str, Any]:
     if name not in preset_names():
         raise ConfigError(f'no preset "{name}": expected one of {", ".join(preset_names())}')
     return tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
-
-
-def preset_for(architecture: str, method: str) -> str:
-    """The preset that serves a base model of this architecture, trained by this method."""
-    wide = method not in ("esd-x", "esd-x-strict")
-    presets = {
-        "sdxl": "official-sdxl-esd-u" if wide else "official-sdxl",
-        "sd1": "official-sd",
-        "sd2": "official-sd",
-    }
-    if architecture not in presets:
-        raise ConfigError(f'no preset fits "{architecture}": expected one of {", ".join(presets)}')
-    return presets[architecture]
