@@ -1,4 +1,4 @@
-# make demo | test | lint | host | comfy | rehearse | clean.  Needs Python 3.10 or newer with pip, and nothing else.
+# make demo | test | lint | bench | host | comfy | rehearse | clean.  Needs Python 3.10 or newer with pip, and nothing else.
 # PYTHON chooses the interpreter that .venv is made from: make PYTHON=python3.12 demo
 
 PYTHON ?= python3
@@ -12,7 +12,7 @@ COMFYUI := $(or $(COMFYUI_PATH),$(patsubst %/main.py,%,$(firstword $(AROUND))),$
 HOST := $(if $(COMFYUI_PYTHON),,$(if $(wildcard $(COMFYUI)/main.py),$(VENV)/.host))
 WORLD := out/comfyui
 
-.PHONY: demo test lint host comfy rehearse clean
+.PHONY: demo test lint bench host comfy rehearse clean
 
 demo: $(INSTALLED) $(HOST)
 	$(VENV)/bin/esd demo --out out/demo
@@ -28,6 +28,11 @@ lint: $(INSTALLED)
 	@# The nodes import the core from above, as a part of ComfyUI: the pack needs a name for that.
 	@mkdir -p build && ln -sfn .. build/esd_pack
 	MYPYPATH=build $(VENV)/bin/mypy --package esd_pack.nodes
+
+# A figure beside its rival's: make bench NAME=samples|erase|memory|step|concepts|batching|load, or all.
+# JSON=FILE keeps the figures, PAIRS=N sets how often each side runs.
+bench: $(INSTALLED)
+	PYTHONPATH=tests $(VENV)/bin/python -m benchmarks $(NAME) $(if $(JSON),--json $(JSON)) $(if $(PAIRS),--pairs $(PAIRS))
 
 # A ComfyUI for the tests of the nodes, where comfy-cli puts it, and its requirements beside ours.
 host: $(INSTALLED)

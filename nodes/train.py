@@ -14,7 +14,7 @@ from .host.progress import told
 from .report import of_training
 from .train_options import Options
 from .types import Erased, Loss, TrainOptions
-from .widgets import settings, widget
+from .widgets import errors_by_widget, settings, widget
 
 WIDGETS = (
     *("concepts", "preserve", "method", "training.steps", "training.learning_rate"),
@@ -103,7 +103,8 @@ class ESDTrain(io.ComfyNode):
         config = _config(values, options)
         node = cls.hidden.unique_id
         resume = bool(options and options.resume)
-        trained = training.train(model, clip, config, filename_prefix, resume, node)
+        with errors_by_widget():
+            trained = training.train(model, clip, config, filename_prefix, resume, node)
         report = of_training(trained)
         erased = patches.erased(model, trained.erasure.tensors, 1.0)
         return io.NodeOutput(
@@ -113,4 +114,5 @@ class ESDTrain(io.ComfyNode):
 
 def _config(values: dict[str, Any], options: Options | None) -> ErasureConfig:
     further = options.settings if options else {}
-    return ErasureConfig.from_mapping({**further, **settings(values)})
+    with errors_by_widget():
+        return ErasureConfig.from_mapping({**further, **settings(values)})

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..esd_core.config.settings import ErasureConfig
 from ..esd_core.errors import ESDError
 from .types import TrainOptions
-from .widgets import settings, widget
+from .widgets import errors_by_widget, settings, widget
 
 WIDGETS = (
     *("trajectory.source", "trajectory.steps", "trajectory.guidance", "trajectory.count"),
@@ -57,9 +57,10 @@ class ESDTrainOptions(io.ComfyNode):
     def validate_inputs(cls, gradient_checkpointing: bool | str) -> bool | str:
         """Named, so that the host does not look: it was a switch in workflows of version 0.1."""
         try:
-            ErasureConfig.from_mapping(
-                {"concepts": ["any"], "training.gradient_checkpointing": gradient_checkpointing}
-            )
+            with errors_by_widget():
+                ErasureConfig.from_mapping(
+                    {"concepts": ["any"], "training.gradient_checkpointing": gradient_checkpointing}
+                )
         except ESDError as error:
             return str(error)
         return True

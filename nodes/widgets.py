@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from comfy_api.latest import io
 
-from ..esd_core.config.fields import Field
+from ..esd_core.config.rules import choices, described, kind_of, limits, renamed
 from ..esd_core.config.settings import fields
+from ..esd_core.errors import ESDError
 
-FIELDS = {field.name: field for field in fields()}
+FIELDS = fields()
 
 _MOST = 2**53
 """The largest number that a browser keeps whole."""
@@ -21,34 +24,32 @@ _ADVICE = {
 
 
 def widget(name: str) -> io.Input:
-    """The widget of the setting of that (dotted) name; its id is the name's last part, or what
-    `input_id` gives where two tables share it."""
+    """The widget of the setting of that (dotted) name; its id is what `input_id` gives."""
     field = FIELDS[name]
-    given: dict[str, Any] = {"tooltip": field.doc, "default": field.default}
-    if field.type is bool:
+    kind = kind_of(field)
+    given: dict[str, Any] = {"tooltip": described(field), "default": field.default}
+    if kind is bool:
         return io.Boolean.Input(input_id(name), **given)
-    if field.choices:
-        return io.Combo.Input(input_id(name), options=list(field.choices), **given)
-    if field.type in (int, float):
-        return _number(field, given)
+    if choices(field):
+        return io.Combo.Input(input_id(name), options=list(choices(field)), **given)
+    if kind in (int, float):
+        return number(name, kind, limits(field), given)
     given |= {"default": "", "placeholder": _ADVICE[name]}
     return io.String.Input(input_id(name), multiline=True, **given)
 
 
-def _number(field: Field, given: dict[str, Any]) -> io.Input:
-    assert field.bounds
-    low, high = field.bounds.low, min(field.bounds.high, _MOST)
-    if field.type is float:
-        step = _STEPS.get(field.name, 0.01)
-        least = step if field.bounds.exclusive else low
-        return io.Float.Input(
-            input_id(field.name), min=least, max=high, step=step, round=False, **given
-        )
+def number(name: str, kind: type, rules: dict[str, Any], given: dict[str, Any]) -> io.Input:
+    """A widget of the numbers that `limits` allow."""
+    most = min(rules["le"], _MOST)
+    if kind is float:
+        step = _STEPS.get(name, 0.01)
+        least = rules.get("ge", step)
+        return io.Float.Input(input_id(name), min=least, max=most, step=step, round=False, **given)
     return io.Int.Input(
-        input_id(field.name),
-        min=low,
-        max=high,
-        step=field.bounds.multiple_of,
+        input_id(name),
+        min=rules["ge"],
+        max=most,
+        step=rules.get("multiple_of", 1),
         # A new seed is a new training: it must not change by itself.
         control_after_generate=False,
         **given,
@@ -68,8 +69,15 @@ def settings(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lines(name: str, value: Any) -> Any:
-    return tuple(filter(None, map(str.strip, value.splitlines()))) if _is_list(name) else value
+    is_list = kind_of(FIELDS[name]) is tuple
+    return tuple(filter(None, map(str.strip, value.splitlines()))) if is_list else value
 
 
-def _is_list(name: str) -> bool:
-    return FIELDS[name].type is tuple
+@contextmanager
+def errors_by_widget() -> Iterator[None]:
+    """Errors in the block name settings as the person sees them: by their widgets."""
+    try:
+        yield
+    except ESDError as error:
+        error.args = (renamed(str(error), {name: input_id(name) for name in FIELDS}),)
+        raise

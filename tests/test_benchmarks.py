@@ -1,6 +1,7 @@
-"""The benchmarks themselves: what they count and compute, and how the command finds them."""
+"""The benchmarks themselves: what they count and compute, and how they are run."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,17 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from esd_core.cli import bench
-from esd_core.cli.main import main
-from esd_core.method.bank import Bank
-from esd_core.method.fresh import FreshBank
+from esd_core.training.run import prepare
 
 TESTS = Path(__file__).parent
 if str(TESTS) not in sys.path:
     sys.path.insert(0, str(TESTS))
 
 from benchmarks import batching, full_size, samples  # noqa: E402
+from benchmarks.__main__ import main  # noqa: E402
 from benchmarks.figure import Figure, table  # noqa: E402
+from benchmarks.official import official  # noqa: E402
 
 
 def test_a_figure_is_the_median_of_its_pairs():
@@ -44,9 +44,8 @@ def test_a_sample_costs_two_evaluations_and_the_students_own(counter, settings, 
         "training.steps": 6 * reuse,
         "training.batch_size": 2,
     }
-    trainer_costs = samples.per_sample(counter, settings(overrides), Bank)
-    # per_sample divides by its own batches of 8
-    assert trainer_costs * samples._BATCH / 2 == pytest.approx(2 / reuse + 1)
+    cost = samples.per_sample(prepare(counter, settings(overrides)), counter)
+    assert cost == pytest.approx(2 / reuse + 1)
 
 
 def test_the_official_schedule_costs_a_trajectory_a_sample(counter, settings):
@@ -57,7 +56,7 @@ def test_the_official_schedule_costs_a_trajectory_a_sample(counter, settings):
         "training.steps": 50,
         "training.batch_size": 3,
     }
-    cost = samples.per_sample(counter, settings(overrides), FreshBank) * samples._BATCH / 3
+    cost = samples.per_sample(official(counter, settings(overrides)), counter)
     deviation = 2 * (50**2 / 12) ** 0.5 / 150**0.5  # of the mean of 150 samples
     assert cost == pytest.approx(52, abs=4 * deviation)
     assert 2 < cost < 101
@@ -112,26 +111,18 @@ def test_a_random_model_of_small_size_stays_finite():
 # -- the command -----------------------------------------------------------------------------
 
 
-def test_the_command_prints_and_writes_a_result(tmp_path, capsys):
+def test_a_benchmark_prints_and_writes_its_result(tmp_path, capsys):
     file = tmp_path / "samples.json"
-    assert main(["bench", "samples", "--pairs", "1", "--json", str(file)]) == 0
+    main(["samples", "--pairs", "1", "--json", str(file)])
     told = json.loads(capsys.readouterr().out)
     assert told == json.loads(file.read_text())
     assert told["name"] == "samples" and len(told["pairs"]) == 1
     assert told["ratio"] == told["ours"][0] / told["other"][0]
     assert told["ours"] == [3.0] and told["also"][0]["ours"] == [1.5]
-    assert main(["bench", "samples", "--pairs", "1", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == told
 
 
-def test_an_installation_without_benchmarks_says_where_they_are(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "FOLDER", tmp_path / "tests" / "benchmarks")
-    assert main(["bench", "samples"]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "tests/benchmarks of the repository" in error
-
-
-@pytest.mark.parametrize("words", [[], ["samples", "--all"]])
-def test_one_benchmark_or_all(words, capsys):
-    assert main(["bench", *words]) == 2
-    assert "--all" in capsys.readouterr().err
+def test_make_hands_on_what_it_is_given():
+    words = ["make", "--dry-run", "bench", "NAME=all", "JSON=a.json", "PAIRS=2"]
+    made = subprocess.run(words, cwd=TESTS.parent, capture_output=True, text=True, check=True)
+    command = made.stdout.splitlines()[-1].split()
+    assert command[-6:] == ["benchmarks", "all", "--json", "a.json", "--pairs", "2"]

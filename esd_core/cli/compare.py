@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from .. import pocket
-from ..config.fields import Bounds, Field
+from ..config.rules import Settings, Text
+from ..config.settings import SIZES
 from ..errors import FileError
 from . import erased, outputs
 from . import model as models
 from .console import pictures
-from .flags import add_fields, reader, value
+from .flags import add_flags, checked, number, read
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,21 +23,28 @@ if TYPE_CHECKING:
     from ..files.erasure import Erasure
     from ..models.diffusers_backend import DiffusersDenoiser
 
-_SIZES = Bounds(64, 4096, multiple_of=8)
-_DEFAULT_SIZE = "by default what the model was made for"
-PROMPT = Field("prompt", tuple, (), "A row for every seed.")
-SEED = Field("seed", int, 0, "Seed of a row's noise.", bounds=Bounds(0, 2**63 - 1))
-STEPS = Field("steps", int, 20, "Euler steps.", bounds=Bounds(1, 1000))
-GUIDANCE = Field(
-    "guidance",
-    float,
-    None,
-    "Classifier-free guidance; by default 3 for pocket, 7 for others.",
-    bounds=Bounds(0, 100),
-)
-WIDTH = Field("width", int, None, f"In pixels; {_DEFAULT_SIZE}.", bounds=_SIZES)
-HEIGHT = Field("height", int, None, f"In pixels; {_DEFAULT_SIZE}.", bounds=_SIZES)
-NEGATIVE = Field("negative", str, "", "What guidance leads away from.")
+
+class Sampling(Settings):
+    """How the pictures are drawn."""
+
+    steps: int = Field(20, ge=1, le=1000)
+    """Euler steps."""
+    guidance: float | None = Field(None, ge=0, le=100)
+    """Classifier-free guidance; by default 3 for pocket, 7 for others."""
+    width: Annotated[int | None, SIZES] = None
+    """In pixels; by default what the model was made for."""
+    height: Annotated[int | None, SIZES] = None
+    """In pixels; by default what the model was made for."""
+    negative: Text = ""
+    """What guidance leads away from."""
+
+
+class Asked(Settings):
+    """A row of the grid."""
+
+    prompt: Text
+    seed: int = Field(0, ge=0, le=2**63 - 1)
+
 
 _PIXELS_AT_ONCE = 32 * 128 * 128
 """Side by side in a batch: what pocket draws well; at least one picture."""
@@ -48,14 +58,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="PROMPT",
         action="append",
         required=True,
-        type=reader(PROMPT),
         help="A row for every seed.",
     )
     parser.add_argument(
         "--seed",
         metavar="N",
         action="append",
-        type=reader(SEED),
+        type=number(int),
         help="A row for every prompt, with the same noise in all columns (default 0).",
     )
     parser.add_argument(
@@ -63,10 +72,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="Where to write the measures.")
     outputs.add_force(parser)
-    add_fields(parser, "sampling", [STEPS, GUIDANCE, WIDTH, HEIGHT, NEGATIVE])
+    add_flags(parser, "sampling", Sampling.model_fields)
 
 
 def run(arguments: Namespace) -> int:
+    asked = read(Sampling, arguments)
+    rows = _rows(arguments)
     files = [erased.parse(word) for word in arguments.erased]
     if arguments.out.suffix.lower() != ".png":
         raise FileError(f"{arguments.out} does not end in .png, the format that the grid is in")
@@ -76,9 +87,7 @@ def run(arguments: Namespace) -> int:
     sources = erased.open_all(files)
     denoiser = models.load(arguments.model, device=arguments.device)
     erasures = erased.fitted(files, sources, denoiser)
-    sampling = _sampling(arguments, denoiser)
-    seeds = arguments.seed or [SEED.default]
-    rows = [(prompt, seed) for prompt in arguments.prompt for seed in seeds]
+    sampling = _sampling(asked, arguments.model, denoiser)
     with models.memory_told():
         columns = _render(denoiser, erasures, rows, sampling)
     from ..images import comparison
@@ -96,15 +105,20 @@ def run(arguments: Namespace) -> int:
     return 0
 
 
-def _sampling(arguments: Namespace, denoiser: DiffusersDenoiser) -> dict[str, Any]:
+def _rows(arguments: Namespace) -> list[tuple[str, int]]:
+    """Prompts and seeds."""
+    seeds = arguments.seed or [0]
+    rows = [{"prompt": prompt, "seed": seed} for prompt in arguments.prompt for seed in seeds]
+    return [(row.prompt, row.seed) for row in (checked(Asked, row) for row in rows)]
+
+
+def _sampling(asked: Sampling, model: str, denoiser: DiffusersDenoiser) -> dict[str, Any]:
     """How to render, by the names of `render`'s arguments."""
-    sampling = {f.name: value(arguments, f) for f in (STEPS, GUIDANCE, WIDTH, HEIGHT, NEGATIVE)}
-    defaults: dict[str, Any] = {
-        "guidance": pocket.GUIDANCE if arguments.model == models.POCKET else 7.0,
-        "width": models.native_size(denoiser),
-        "height": models.native_size(denoiser),
-    }
-    return {name: defaults[name] if v is None else v for name, v in sampling.items()}
+    size = models.native_size(denoiser)
+    guidance = pocket.GUIDANCE if model == models.POCKET else 7.0
+    defaults = {"guidance": guidance, "width": size, "height": size}
+    given = {name: value for name, value in asked.model_dump().items() if value is not None}
+    return asked.model_dump() | defaults | given
 
 
 def _render(

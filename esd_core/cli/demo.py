@@ -83,7 +83,7 @@ def _evaluate(denoiser: DiffusersDenoiser, erasure: Erasure) -> dict[str, Any]:
     from ..pocket.judge import judge
     from ..pocket.world import LOOKS, OBJECTS
 
-    per_pair = evaluate.PER_PAIR.default
+    per_pair = evaluate.Pictures().per_pair
     with pictures(2 * per_pair * len(OBJECTS) * len(LOOKS)) as report:
         judged = judge(denoiser, [(erasure, 1.0)], per_pair, EVALUATION_STEPS, on_progress=report)
     return judged.as_dict()

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import shlex
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.presets import load_preset, load_settings, preset_names
-from ..config.settings import ErasureConfig, fields, override
+from ..config.settings import ErasureConfig, override
 from ..errors import FileError
-from ..models.architectures import ARCHITECTURES, SDXL
+from ..models.architectures import SDXL, Architecture
 from . import model as models
 from . import outputs
 from .console import StopRequest, note
 from .events import TerminalEvents
-from .flags import add_fields, given
+from .flags import CONFIG, add_flags, given
 
 if TYPE_CHECKING:
     from ..models.diffusers_backend import DiffusersDenoiser
     from ..training.run import Result
 
-FIELDS = fields()
 _GROUPS = {"": "what to erase, and how", "trajectory": "trajectories", "training": "training"}
 
 
@@ -59,17 +59,17 @@ def add_config(parser: ArgumentParser) -> None:
 def add_settings(parser: ArgumentParser) -> None:
     """A flag for every field of the config."""
     for table, title in _GROUPS.items():
-        add_fields(parser, title, [f for f in FIELDS if f.name.rpartition(".")[0] == table])
+        add_flags(parser, title, {n: f for n, f in CONFIG.items() if n.rpartition(".")[0] == table})
 
 
 def run(arguments: Namespace) -> int:
     """Checks all that can be checked without the model, then loads it and trains."""
-    _draft(arguments)
+    asked = asked_settings(arguments)
     inputs = [arguments.model] if Path(arguments.model).is_file() else []
     outputs.check_outputs([arguments.out, arguments.report], inputs, arguments.force)
     models.check_model(arguments.model)
     state_file = _state_file(arguments)
-    denoiser, config = load_settled(arguments)
+    denoiser, config = load_model(arguments, asked)
     result = _train(arguments, denoiser, config, state_file)
     if result.outcome.ending == "stopped":
         _tell_how_to_resume(arguments, state_file, result.outcome.step)
@@ -80,29 +80,29 @@ def run(arguments: Namespace) -> int:
     return 0
 
 
-def load_settled(arguments: Namespace) -> tuple[DiffusersDenoiser, ErasureConfig]:
-    """The model, and the settings of --config and the flags over those of its preset."""
-    draft = _draft(arguments)
-    models.check_model(arguments.model)
-    denoiser = models.load(arguments.model, draft.training.precision, arguments.device)
-    is_pocket = arguments.model == models.POCKET
-    return denoiser, draft if is_pocket else _settled(arguments, denoiser.architecture.name)
-
-
-def _draft(arguments: Namespace) -> ErasureConfig:
-    """A model's kind is not known yet; what must fit each other is the same in its presets."""
-    return _settled(arguments, models.POCKET if arguments.model == models.POCKET else SDXL.name)
-
-
-def _settled(arguments: Namespace, architecture: str) -> ErasureConfig:
-    """The settings of the flags, over those of --config, over the preset that fits them."""
+def asked_settings(arguments: Namespace) -> dict[str, Any]:
+    """What --config and, over it, the flags say; checked as far as that goes without the model."""
     asked = load_settings(arguments.config) if arguments.config else {}
-    asked = override(asked, given(arguments, FIELDS))
-    if architecture == models.POCKET:
-        preset = models.POCKET
-    else:
-        method = asked.get("method", ErasureConfig.method)
-        preset = ARCHITECTURES[architecture].preset_for(method)
+    asked = override(asked, given(arguments, CONFIG))
+    resolve_config(asked, None if arguments.model == models.POCKET else SDXL)
+    return asked
+
+
+def load_model(
+    arguments: Namespace, asked: Mapping[str, Any]
+) -> tuple[DiffusersDenoiser, ErasureConfig]:
+    """The model, and the settings for it."""
+    models.check_model(arguments.model)
+    precision = asked.get("training", {}).get("precision", "auto")
+    denoiser = models.load(arguments.model, precision, arguments.device)
+    is_pocket = arguments.model == models.POCKET
+    return denoiser, resolve_config(asked, None if is_pocket else denoiser.architecture)
+
+
+def resolve_config(asked: Mapping[str, Any], architecture: Architecture | None) -> ErasureConfig:
+    """The settings asked for, over the preset of the architecture, or of pocket for None."""
+    method = asked.get("method", CONFIG["method"].default)
+    preset = architecture.preset_for(method) if architecture else models.POCKET
     return ErasureConfig.from_mapping(override(load_preset(preset), asked))
 
 

@@ -5,29 +5,26 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from ..config.fields import Bounds, Field
+from pydantic import Field
+
+from ..config.rules import Settings
 from ..errors import ConfigError
 from ..pocket import FIRST_SEED
 from . import erased, outputs
 from . import model as models
 from .console import pictures
-from .flags import add_fields, value
+from .flags import add_flags, read
 
-PER_PAIR = Field(
-    "per_pair",
-    int,
-    16,
-    "Pictures of every object in every style; a share has six times as many behind it.",
-    bounds=Bounds(1, 10_000),
-)
-STEPS = Field("steps", int, 20, "Euler steps.", bounds=Bounds(1, 1000))
-SEED = Field(
-    "seed",
-    int,
-    FIRST_SEED,
-    "The first of as many seeds as there are pictures.",
-    bounds=Bounds(0, 2**62),
-)
+
+class Pictures(Settings):
+    """Which pictures are drawn and read."""
+
+    per_pair: int = Field(16, ge=1, le=10_000)
+    """Pictures of every object in every style; a share has six times as many behind it."""
+    steps: int = Field(20, ge=1, le=1000)
+    """Euler steps."""
+    seed: int = Field(FIRST_SEED, ge=0, le=2**62)
+    """The first of as many seeds as there are pictures."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -35,10 +32,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     erased.add_argument(parser, False, "An erasure; several are applied together.")
     parser.add_argument("--json", metavar="FILE", type=Path, help="Where to write the table.")
     outputs.add_force(parser)
-    add_fields(parser, "pictures", [PER_PAIR, STEPS, SEED])
+    add_flags(parser, "pictures", Pictures.model_fields)
 
 
 def run(arguments: Namespace) -> int:
+    asked = read(Pictures, arguments)
     files = [erased.parse(word) for word in arguments.erased]
     outputs.check_outputs([arguments.json], [file.path for file in files], arguments.force)
     models.check_model(arguments.model)
@@ -53,15 +51,14 @@ def run(arguments: Namespace) -> int:
             "judged: give --model pocket, or look at the pictures of `esd compare`"
         )
     erasures = erased.fitted(files, sources, denoiser)
-    per_pair = value(arguments, PER_PAIR)
-    total = per_pair * len(OBJECTS) * len(LOOKS) * (2 if erasures else 1)
+    total = asked.per_pair * len(OBJECTS) * len(LOOKS) * (2 if erasures else 1)
     with models.memory_told(), pictures(total) as report:
         result = judge(
             denoiser,
             erasures,
-            per_pair,
-            value(arguments, STEPS),
-            seed=value(arguments, SEED),
+            asked.per_pair,
+            asked.steps,
+            seed=asked.seed,
             on_progress=report,
         ).as_dict()
     print(table(result))

@@ -4,44 +4,37 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from ..config.fields import Bounds, Field
+from pydantic import Field
+
+from ..config.rules import Settings
+from ..config.settings import FileDtype, Number
 from ..errors import ConfigError
 from . import erased, outputs
 from . import model as models
-from .flags import add_fields, reader, value
+from .flags import add_flags, read
 
-FORMS = ("unet", "diffusers", "official", "lora", "erasure")  # as in ..export, too heavy to import
-FORMS_HELP = (
-    "unet: a whole UNet as one file, for ComfyUI's UNETLoader. diffusers: a folder for "
-    "UNet2DConditionModel.from_pretrained. official: the erased weights alone, as the official "
-    "code loads them; --out may be a folder then. lora: the change at a low rank, for every loader "
-    "of LoRAs. erasure: the change itself, for ComfyUI's LoRA loaders."
-)
-TO = Field("to", str, None, FORMS_HELP, FORMS)
-DTYPE = Field(
-    "dtype", str, "fp16", "Number format of what is written.", choices=("fp16", "bf16", "fp32")
-)
-STRENGTH = Field(
-    "strength", float, 1.0, "How much of the change is taken.", bounds=Bounds(-100, 100)
-)
-RANK = Field(
-    "rank",
-    int,
-    None,
-    "Rank of a lora's layers, at most (default 16, or no bound with --energy).",
-    bounds=Bounds(1, 4096),
-)
-ENERGY = Field(
-    "energy",
-    float,
-    None,
-    "For a lora: the smallest rank that keeps this share of a layer's squared norm.",
-    bounds=Bounds(0, 1, exclusive=True),
-)
+
+class Form(Settings):
+    """What is written, and how."""
+
+    to: Literal["unet", "diffusers", "official", "lora", "erasure"]
+    """unet: a whole UNet as one file, for ComfyUI's UNETLoader. diffusers: a folder for
+    UNet2DConditionModel.from_pretrained. official: the erased weights alone, as the official code
+    loads them; --out may be a folder then. lora: the change at a low rank, for every loader of
+    LoRAs. erasure: the change itself, for ComfyUI's LoRA loaders."""
+    strength: Number = Field(1.0, ge=-100, le=100)
+    """How much of the change is taken."""
+    dtype: FileDtype = "fp16"
+    """Number format of what is written."""
+    rank: int | None = Field(None, ge=1, le=4096)
+    """Rank of a lora's layers, at most (default 16, or no bound with --energy)."""
+    energy: float | None = Field(None, gt=0, le=1)
+    """For a lora: the smallest rank that keeps this share of a layer's squared norm."""
+
+
 DEFAULT_RANK = 16
-_OPTIONS = (STRENGTH, DTYPE, RANK, ENERGY)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -53,20 +46,18 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     models.add_model(parser)
     parser.add_argument(
-        "--to", metavar="|".join(FORMS), required=True, type=reader(TO), help=FORMS_HELP
-    )
-    parser.add_argument(
         "--out", metavar="PATH", type=Path, required=True, help="The file or folder to write."
     )
     outputs.add_force(parser)
-    add_fields(parser, "form", _OPTIONS)
+    add_flags(parser, "form", Form.model_fields)
 
 
 def run(arguments: Namespace) -> int:
-    out, is_folder = arguments.out, arguments.to == "diffusers"
-    if arguments.to != "lora" and not (arguments.rank is arguments.energy is None):
+    form = read(Form, arguments)
+    out, is_folder = arguments.out, form.to == "diffusers"
+    if form.to != "lora" and (form.rank, form.energy) != (None, None):
         raise ConfigError("--rank and --energy are for --to lora")
-    in_folder = arguments.to == "official" and out.is_dir()
+    in_folder = form.to == "official" and out.is_dir()
     if not in_folder:
         _check(out, arguments, is_folder)
     models.check_model(arguments.model)
@@ -78,8 +69,8 @@ def run(arguments: Namespace) -> int:
         _check(out, arguments, is_folder)
     base = models.base(arguments.model)
     erasure = erased.fitted_to(source, base)
-    options = Options(**_chosen(arguments), force=arguments.force)
-    report = export(arguments.to, out, erasure, base, options)
+    options = Options(**_chosen(form), force=arguments.force)
+    report = export(form.to, out, erasure, base, options)
     print(*filter(None, (report, f"written to {out}")), sep="\n")
     return 0
 
@@ -89,8 +80,8 @@ def _check(out: Path, arguments: Namespace, is_folder: bool) -> None:
     outputs.check_outputs([out], inputs, arguments.force, is_folder)
 
 
-def _chosen(arguments: Namespace) -> dict[str, Any]:
-    chosen = {field.name: value(arguments, field) for field in _OPTIONS}
-    if chosen["rank"] is chosen["energy"] is None:
+def _chosen(form: Form) -> dict[str, Any]:
+    chosen = form.model_dump(exclude={"to"})
+    if (form.rank, form.energy) == (None, None):
         chosen["rank"] = DEFAULT_RANK
     return chosen

@@ -1,18 +1,26 @@
-"""Settings as flags of a command line: help, parsing and errors all come from the `Field`."""
+"""Settings as flags of a command line, made from the fields of pydantic models.
+
+tyro, cyclopts and pydantic-settings read such models too, but name nested fields --training.steps,
+leave bounds out of the help, and answer a bad value with pydantic's own report of several lines.
+"""
 
 from __future__ import annotations
 
 import argparse
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Iterable
-from typing import Any
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
-from ..config import settings as config
-from ..config.fields import Field
+from pydantic.fields import FieldInfo
+
+from ..config.rules import Settings, bounds, choices, described, kind_of, renamed
+from ..config.settings import fields
 from ..errors import ConfigError
 
-_METAVARS = {int: "N", float: "X", str: "TEXT", tuple: "PROMPT"}
-_CONFIG_NAMES = {field.name for field in config.fields()}
+CONFIG = fields()
+_METAVARS = {int: "N", float: "X", str: "TEXT", tuple: "PROMPT", "concepts": "LINE"}
+
+Model = TypeVar("Model", bound=Settings)
 
 
 def flag(name: str) -> str:
@@ -22,68 +30,73 @@ def flag(name: str) -> str:
     --steps trains, --trajectory-steps samples. A list is given one by one: --concept.
     """
     table, _, key = name.rpartition(".")
-    if table == "trajectory" and f"training.{key}" in _CONFIG_NAMES:
+    if table == "trajectory" and f"training.{key}" in CONFIG:
         key = f"{table}_{key}"
     return "--" + {"concepts": "concept"}.get(key, key).replace("_", "-")
 
 
-def add_fields(parser: ArgumentParser, title: str, fields: Iterable[Field]) -> None:
-    """A group of flags, one a field; `given` reads them."""
+def add_flags(parser: ArgumentParser, title: str, settings: Mapping[str, FieldInfo]) -> None:
+    """A group of flags, one a setting; `given` reads them."""
     group = parser.add_argument_group(title)
-    for field in fields:
-        options: dict[str, Any] = {"dest": field.name, "help": describe(field)}
-        if field.type is bool:
+    for name, field in settings.items():
+        kind = kind_of(field)
+        options: dict[str, Any] = {"dest": name, "help": describe(field)}
+        if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:
-            kind = "LINE" if field.name == "concepts" else _METAVARS[field.type]
-            options["metavar"] = "|".join(field.choices) or kind
-            options["type"] = reader(field)
-        if field.type is tuple:
+            options["metavar"] = "|".join(choices(field)) or _METAVARS.get(name, _METAVARS[kind])
+            options["type"] = number(kind) if kind in (int, float) else str
+        if kind is tuple:
             options["action"] = "append"
-        group.add_argument(flag(field.name), **options)
+        required = field.is_required()
+        group.add_argument(flag(name), required=required, **options)
 
 
-def given(arguments: Namespace, fields: Iterable[Field]) -> dict[str, Any]:
-    """What the flags of these fields say, by the fields' names; None where a flag was not given."""
+def given(arguments: Namespace, settings: Mapping[str, FieldInfo]) -> dict[str, Any]:
+    """What the flags of these settings say, without those that were not given."""
     values = vars(arguments)
-    return {field.name: values[field.name] for field in fields}
+    return {name: values[name] for name in settings if values[name] is not None}
 
 
-def value(arguments: Namespace, field: Field) -> Any:
-    """What the flag of a field says, or the field's default."""
-    found = vars(arguments)[field.name]
-    return field.default if found is None else found
+def read(kind: type[Model], arguments: Namespace) -> Model:
+    """The settings that the flags of this model say."""
+    return checked(kind, given(arguments, kind.model_fields))
 
 
-def reader(field: Field) -> Callable[[str], Any]:
-    """Turns a word of the command line into a value of the field, or tells the rule it breaks."""
-
-    def read(word: str) -> Any:
-        try:
-            if field.type is tuple:
-                return field.check([word])[0]
-            return field.check(_converted(word, field.type))
-        except ConfigError as error:
-            raise ArgumentTypeError(str(error)) from error
-
-    return read
-
-
-def _converted(word: str, kind: type) -> Any:
-    """The word as a number, where it is to be one; else as it is, for the check to refuse."""
+def checked(kind: type[Model], values: Mapping[str, Any]) -> Model:
+    """The settings of these values; ConfigError names the flag."""
     try:
-        return kind(word) if kind in (int, float) else word
-    except ValueError:
-        return word
+        return kind.from_mapping(values)
+    except ConfigError as error:
+        names = {name: flag(name) for name in kind.model_fields}
+        raise ConfigError(renamed(str(error), names)) from None
 
 
-def describe(field: Field) -> str:
+def by_flag(text: str) -> str:
+    """An error of the config, with the flags in the place of the settings' names."""
+    return renamed(text, {name: flag(name) for name in CONFIG})
+
+
+def number(kind: type[int] | type[float]) -> Callable[[str], Any]:
+    """Makes a word a number if it is one; anything else stays, for the model to refuse."""
+
+    def read_word(word: str) -> Any:
+        try:
+            return kind(word)
+        except ValueError:
+            return word
+
+    return read_word
+
+
+def describe(field: FieldInfo) -> str:
     """The help of a flag: what the setting means, its bounds and its default."""
-    rules = [str(field.bounds)] if field.bounds else []
-    if field.type is bool:
+    rules = [bounds(field)] if bounds(field) else []
+    if kind_of(field) is bool:
         rules.append(f"default {'on' if field.default else 'off'}")
-    elif field.type is tuple:
+    elif kind_of(field) is tuple:
         rules.append("may be given several times")
-    elif field.default is not None:
+    elif field.default not in (None, "") and not field.is_required():
         rules.append(f"default {field.default}")
-    return f"{field.doc} ({'; '.join(rules)})" if rules else field.doc
+    text = described(field)
+    return f"{text} ({'; '.join(rules)})" if rules else text

@@ -16,7 +16,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Prints the plan; ESDError, with settings that fit, when it does not."""
-    denoiser, config = erase.load_settled(arguments)
+    denoiser, config = erase.load_model(arguments, erase.asked_settings(arguments))
     from ..training.plan import check, plan
 
     print(plan(denoiser, config))

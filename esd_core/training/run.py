@@ -37,20 +37,18 @@ def erase(
     commands: Commands,
     state_file: Path | None = None,
     resume: bool = False,
-    bank_type: type[Bank] = Bank,
 ) -> Result:
     """Trains a student of `denoiser` as `config` says; the model itself stays as it was.
 
     Args:
         state_file: where the training state goes, every `save_every` steps and on a stop.
         resume: go on from what that file holds.
-        bank_type: where the samples come from; FreshBank is there to be measured against.
 
     Raises:
         ESDError: an input does not fit, the state is missing or of another run, or the loss is
             not finite.
     """
-    trainer = prepare(denoiser, config, state_file, resume, bank_type)
+    trainer = prepare(denoiser, config, state_file, resume)
     return finish(trainer, trainer.run(events, commands))
 
 
@@ -59,11 +57,10 @@ def prepare(
     config: ErasureConfig,
     state_file: Path | None = None,
     resume: bool = False,
-    bank_type: type[Bank] = Bank,
 ) -> Trainer:
     """The trainer that `erase` runs, for a host that has to reach it on the way."""
     plan = memory.check(denoiser, config)
-    bank = bank_type(denoiser, config)
+    bank = Bank(denoiser, config)
     bank.together = plan.rows
     student = make_student(denoiser, config)
     state = None

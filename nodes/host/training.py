@@ -78,7 +78,7 @@ def train(
     with lent(model, config.training.precision, _needed(model)) as own, memory_told():
         denoiser = HostDenoiser(own, texts)
         course = _course(config, denoiser, texts)
-        run = _digest([course, {n: v for n, v in _flat(config).items() if n not in _REPORTING}])
+        run = _digest([course, {n: v for n, v in config.flat().items() if n not in _REPORTING}])
         known = _known(prefix, run)
         if known:
             return known
@@ -133,7 +133,7 @@ def _prompts(config: ErasureConfig) -> list[str]:
 
 def _course(config: ErasureConfig, denoiser: HostDenoiser, texts: Texts) -> str:
     """A digest of all that decides the course of a run: settings, weights and text."""
-    settings = {name: value for name, value in _flat(config).items() if name not in FREE}
+    settings = {name: value for name, value in config.flat().items() if name not in FREE}
     weights = [
         [name, float(tensor.float().sum()), float(tensor.float().norm())]
         for name, tensor in denoiser.parameters().items()
@@ -142,14 +142,6 @@ def _course(config: ErasureConfig, denoiser: HostDenoiser, texts: Texts) -> str:
     text = [[float(row.sum()), float(row.norm())] for row in states]
     levels = float(denoiser.model.model.model_sampling.sigmas.sum())
     return _digest([settings, weights, text, levels, denoiser.prediction.name])
-
-
-def _flat(config: ErasureConfig) -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for name, value in config.to_mapping().items():
-        inner = value.items() if isinstance(value, dict) else ()
-        flat |= {f"{name}.{key}": v for key, v in inner} or {name: value}
-    return flat
 
 
 def _digest(values: Sequence[object]) -> str:

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from esd_core.config.settings import ErasureConfig
-from esd_core.method.bank import Bank
-from esd_core.method.fresh import FreshBank
 from esd_core.models.denoiser import Conditioning
 from esd_core.models.diffusers_backend import DiffusersDenoiser
 from esd_core.training.run import prepare
 from esd_core.training.student import dense
+from esd_core.training.trainer import Trainer
 
 from . import pocket
 from .figure import Figure
+from .official import official
 
 PAIRS = 5
 REUSE = 4
@@ -40,10 +40,12 @@ class Counter(DiffusersDenoiser):
 def run(pairs: int, samples: int = 640) -> list[Figure]:
     """`samples` a side and pair are trained on."""
     counter = Counter(pocket.load().pipeline)
-    other = [per_sample(counter, _config(s, 1, samples), FreshBank) for s in range(pairs)]
+    other = [per_sample(official(counter, _config(s, 1, samples)), counter) for s in range(pairs)]
     figures = []
     for reuse, bar in _BARS.items():
-        ours = [per_sample(counter, _config(s, reuse, samples), Bank) for s in range(pairs)]
+        ours = [
+            per_sample(prepare(counter, _config(s, reuse, samples)), counter) for s in range(pairs)
+        ]
         what = f"UNet evaluations a training sample at reuse {reuse}, against the official schedule"
         name = "samples" if reuse == 1 else f"samples, reuse {reuse}"
         figures.append(Figure(name, what, "evaluations", bar, ours, other))
@@ -62,10 +64,10 @@ def _config(seed: int, reuse: int, samples: int) -> ErasureConfig:
     )
 
 
-def per_sample(counter: Counter, config: ErasureConfig, bank_type: type[Bank]) -> float:
+def per_sample(trainer: Trainer, counter: Counter) -> float:
     """Rows that were evaluated in the steps of a run, over the samples that it trained on."""
-    trainer = prepare(counter, config, bank_type=bank_type)
+    training = trainer.config.training
     counter.rows = 0
-    while trainer.step < config.training.steps:
+    while trainer.step < training.steps:
         trainer.take_step()
-    return counter.rows / (config.training.steps * _BATCH)
+    return counter.rows / (training.steps * training.batch_size)

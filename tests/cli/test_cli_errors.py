@@ -24,6 +24,8 @@ WEIGHTS = ORACLE.parent
 POCKET = ("--model", "pocket", "--device", "cpu")
 SMALL = ("--width", "64", "--height", "64")
 QUICK = ("--steps", "2", "--trajectory-steps", "2", "--count", "1", "--batch-size", "2")
+EXPORT = ("export", "f", "--model", "m", "--out", "o", "--to")
+COMPARE = ("compare", "--model", "m", "--out", "o.png", "--erased", "f", "--prompt", "p")
 CONV_IN = "input_blocks.0.0.diff"
 CONV_IN_SHAPE = (32, 4, 3, 3)
 
@@ -79,26 +81,24 @@ def left(folder: Path) -> set[str]:
         ([], "no concept given: name at least one to erase"),
         (["--concept", "a -> "], '"a ->" has nothing after its arrow'),
         (["--concept", "a", "--concept", "A"], 'the concept "A" is given twice'),
-        (["--concept", "a\udc80"], "argument --concept: concepts must be a list of texts"),
+        (["--concept", "a\udc80"], "--concept must be a list of texts"),
         (
             ["--concept", "a", "--method", "esd-y"],
-            "argument --method: method must be one of esd-x, esd-x-strict, esd-u, esd-all, "
-            "selfattn, not 'esd-y'",
+            "--method must be one of esd-x, esd-x-strict, esd-u, esd-all, selfattn, not 'esd-y'",
         ),
         (
             ["--concept", "a", "--width", "100"],
-            "argument --width: width must be at least 64 and at most 4096, in multiples of 8, "
-            "not 100",
+            "--width must be at least 64 and at most 4096, in multiples of 8, not 100",
         ),
         (
             ["--concept", "a", "--steps", "0"],
-            "argument --steps: training.steps must be at least 1 and at most 1000000000, not 0",
+            "--steps must be at least 1 and at most 1000000000, not 0",
         ),
-        (["--steps", "many"], "training.steps must be a whole number, not 'many'"),
-        (["--steps", "9" * 5000], "training.steps must be a whole number"),
-        (["--learning-rate", "nan"], "training.learning_rate must be above 0 and at most 1"),
-        (["--concept", "a", "--warmup", "300"], "training.warmup must be at most training.steps"),
-        (["--concept", "a", "--preserve", "A"], 'preserve names "A"'),
+        (["--steps", "many"], "--steps must be a whole number, not 'many'"),
+        (["--steps", "9" * 5000], "--steps must be a whole number"),
+        (["--learning-rate", "nan"], "--learning-rate must be above 0 and at most 1"),
+        (["--concept", "a", "--warmup", "300"], "--warmup must be at most --steps, 200, not 300"),
+        (["--concept", "a", "--preserve", "A"], '--preserve names "A"'),
         (["--concept", "a", "--config", "none"], "none is neither a file nor one of the presets"),
         (["--conc", "a"], "unrecognized arguments: --conc"),
     ],
@@ -120,8 +120,8 @@ def test_settings_are_refused_by_name(
     [
         ("learning_rate = 1", 'unknown setting "learning_rate": did you mean training.learn'),
         ("[training]\nstep = 1", 'unknown setting "training.step": did you mean training.steps'),
-        ("training = 1", "training must be a table of settings"),
-        ("concepts = 'a'", "concepts must be a list of texts"),
+        ("training = 1", "training must be a table of settings, not 1"),
+        ("concepts = 'a'", "--concept must be a list of texts"),
         ("concepts = ", "is not a TOML file"),
     ],
 )
@@ -142,11 +142,14 @@ def test_a_config_file_is_refused_by_name(
         ([], "the following arguments are required: COMMAND"),
         (["paint"], "invalid choice: 'paint'"),
         (["erase"], "the following arguments are required: --model, --out"),
-        (["export", "f", "--to", "ckpt"], "to must be one of unet, diffusers, official, lora"),
-        (["export", "f", "--to", "lora", "--energy", "0"], "energy must be above 0"),
-        (["compare", "--seed", "-1"], "seed must be at least 0"),
-        (["compare", "--width", "100"], "in multiples of 8, not 100"),
-        (["evaluate", "--steps", "0"], "steps must be at least 1"),
+        ([*EXPORT, "ckpt"], "--to must be one of unet, diffusers, official, lora"),
+        ([*EXPORT, "lora", "--energy", "0"], "--energy must be above 0"),
+        ([*COMPARE, "--seed", "-1"], "--seed must be at least 0"),
+        (
+            [*COMPARE, "--width", "100"],
+            "--width must be at least 64 and at most 4096, in multiples of 8, not 100",
+        ),
+        (["evaluate", "--model", "m", "--steps", "0"], "--steps must be at least 1"),
     ],
 )
 def test_a_command_line_is_refused_in_a_sentence(

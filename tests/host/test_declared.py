@@ -7,6 +7,7 @@ import re
 import pytest
 from comfy_server import PACK, PACK_NAME
 
+from esd_core.config.rules import described, kind_of
 from esd_core.config.settings import fields
 
 NODES = (
@@ -56,11 +57,11 @@ def test_every_setting_has_a_widget_with_its_own_words_and_default(declared):
         for node in ("ESDTrain", "ESDTrainOptions")
         for name, _, options in inputs(declared[node])
     }
-    for field in fields():
-        table, _, key = field.name.rpartition(".")
+    for name, field in fields().items():
+        table, _, key = name.rpartition(".")
         options = widgets[f"trajectory_{key}" if table == "trajectory" else key]
-        assert options["tooltip"] == field.doc
-        assert options["default"] == ("" if field.type is tuple else field.default)
+        assert options["tooltip"] == described(field)
+        assert options["default"] == ("" if kind_of(field) is tuple else field.default)
 
 
 def test_a_seed_does_not_change_by_itself(declared):

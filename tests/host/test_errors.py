@@ -66,7 +66,7 @@ def test_options_are_checked_with_the_rest(server):
     graph = Graph(server)
     model, clip, _ = graph.pocket()
     graph.train(model, clip, {"batch_size": 1})
-    assert "training.batch_size must be at least 2" in failure(graph)
+    assert "batch_size must be at least 2" in failure(graph)
 
 
 def test_a_clip_of_another_family_is_refused(server):

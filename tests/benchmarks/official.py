@@ -1,4 +1,4 @@
-"""The schedule of the public codes, to be measured against.
+"""The baseline: the schedule of the public codes.
 
 The official scripts of 2025 draw k uniformly below 50, sample a fresh guided trajectory of k steps
 for one training sample, and throw away what they saw on the way.
@@ -11,13 +11,25 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..models.denoiser import Schedule
-from .bank import Bank, Line, Samples, join
+from esd_core.config.settings import ErasureConfig
+from esd_core.method.bank import Bank, Line, Samples, join
+from esd_core.models.denoiser import Denoiser, Schedule
+from esd_core.training.run import prepare
+from esd_core.training.trainer import Trainer
 
 STEPS = 50
 
 
-class FreshBank(Bank):
+def official(denoiser: Denoiser, config: ErasureConfig) -> Trainer:
+    """A trainer like any other, but for where its samples come from."""
+    trainer = prepare(denoiser, config)
+    bank = OfficialScheduleBank(denoiser, config)
+    bank.together = trainer.bank.together
+    trainer.bank = bank
+    return trainer
+
+
+class OfficialScheduleBank(Bank):
     """A bank whose rounds hold as many samples, each at the end of a trajectory of its own."""
 
     def _gather(
