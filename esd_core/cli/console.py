@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +23,17 @@ _BAR = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit}{postfix}, {re
 
 def note(text: str) -> None:
     """Something to know, which is neither a result nor an error."""
-    tqdm.write(text, file=sys.stderr)
+    tqdm.write(printable(text), file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """The text with control characters but line ends escaped: files of others may hold them, and
+    a terminal would obey."""
+
+    def shown(char: str) -> str:
+        return repr(char)[1:-1] if unicodedata.category(char) == "Cc" and char != "\n" else char
+
+    return "".join(map(shown, text))
 
 
 def progress_bar(total: int, unit: str) -> tqdm:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +22,10 @@ from .events import TerminalEvents
 from .flags import CONFIG, add_flags, given
 
 if TYPE_CHECKING:
+    from ..files.erasure import Erasure
     from ..models.diffusers_backend import DiffusersDenoiser
     from ..training.run import Result
+    from ..training.trainer import Trainer
 
 _GROUPS = {"": "what to erase, and how", "trajectory": "trajectories", "training": "training"}
 
@@ -70,12 +74,14 @@ def run(arguments: Namespace) -> int:
     models.check_model(arguments.model)
     state_file = _state_file(arguments)
     denoiser, config = load_model(arguments, asked)
-    result = _train(arguments, denoiser, config, state_file)
+    trainer, result = _train(arguments, denoiser, config, state_file)
     if result.outcome.ending == "stopped":
         _tell_how_to_resume(arguments, state_file, result.outcome.step)
         return 130
-    _write(arguments, denoiser, config, result)
+    _write_erasure(arguments, trainer, result.erasure)
     state_file.unlink(missing_ok=True)
+    if arguments.report:
+        _write_report(arguments, denoiser, config, result)
     print(_summary(arguments.out, result))
     return 0
 
@@ -123,39 +129,72 @@ def _state_file(arguments: Namespace) -> Path:
 
 def _train(
     arguments: Namespace, denoiser: DiffusersDenoiser, config: ErasureConfig, state_file: Path
-) -> Result:
+) -> tuple[Trainer, Result]:
     from ..files.cover import covered
+    from ..storage.dtypes import PRECISIONS
     from ..training.plan import check
-    from ..training.run import erase
+    from ..training.run import finish, prepare
 
-    note(str(check(denoiser, config)))
     events = TerminalEvents(denoiser, config, arguments.out)
     try:
         with models.memory_told(), events.bar, StopRequest() as commands:
-            result = erase(denoiser, config, events, commands, state_file, arguments.resume)
-            return replace(result, erasure=covered(result.erasure, events.cover))
+            note(str(check(denoiser, config)))
+            trainer = prepare(denoiser, config, state_file, arguments.resume)
+            values = sum(master.numel() for master in trainer.student.masters.values())
+            itemsize = PRECISIONS[config.training.save_dtype].itemsize
+            outputs.check_room(arguments.out, values * itemsize)
+            result = finish(trainer, trainer.run(events, commands))
+            return trainer, replace(result, erasure=covered(result.erasure, events.cover))
     except KeyboardInterrupt:
         if events.saved:
             _tell_how_to_resume(arguments, state_file, events.saved)
         raise
 
 
-def _write(
-    arguments: Namespace, denoiser: DiffusersDenoiser, config: ErasureConfig, result: Result
-) -> None:
+def _write_erasure(arguments: Namespace, trainer: Trainer, erasure: Erasure) -> None:
+    """FileError when it cannot be written; the training is then kept, and the error says where."""
     from ..files.erasure import write_erasure
 
-    write_erasure(arguments.out, result.erasure, arguments.force)
-    if arguments.report:
-        report: dict[str, Any] = {
-            "file": str(arguments.out),
-            "model": arguments.model,
-            "architecture": denoiser.architecture.name,
-            "config": config.to_mapping(),
-            "config_digest": config.digest(),
-            "training": result.report,
-        }
+    try:
+        write_erasure(arguments.out, erasure, arguments.force)
+    except FileError as error:
+        kept = _keep(trainer)
+        if not kept:
+            raise
+        raise FileError(
+            f"{error}; the training is kept in {kept}: repeat the command with --resume and "
+            f"--out {kept.parent / arguments.out.name}, there or in a folder to which you move it"
+        ) from error
+
+
+def _keep(trainer: Trainer) -> Path | None:
+    """The file that the whole state was saved in, in the system's temporary folder if it must."""
+    own = trainer.state_file
+    assert own
+    from ..training.checkpoint import write_state
+
+    for path in (own, Path(tempfile.gettempdir()) / own.name):
+        with suppress(FileError):
+            write_state(path, trainer.state())
+            return path
+    return None
+
+
+def _write_report(
+    arguments: Namespace, denoiser: DiffusersDenoiser, config: ErasureConfig, result: Result
+) -> None:
+    report: dict[str, Any] = {
+        "file": str(arguments.out),
+        "model": arguments.model,
+        "architecture": denoiser.architecture.name,
+        "config": config.to_mapping(),
+        "config_digest": config.digest(),
+        "training": result.report,
+    }
+    try:
         outputs.write_json(arguments.report, report, arguments.force)
+    except FileError as error:
+        raise FileError(f"{error}; the erasure is whole, in {arguments.out}") from error
 
 
 def _tell_how_to_resume(arguments: Namespace, state_file: Path, step: int) -> None:

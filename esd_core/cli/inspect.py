@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import FileError
 from . import erased
 from . import model as models
+from .console import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +62,7 @@ def run(arguments: Namespace) -> int:
     if arguments.config:
         if CONFIG not in source.metadata:
             raise FileError(f"{arguments.file} does not say with what settings it was made")
-        print(source.metadata[CONFIG], end="")
+        print(printable(source.metadata[CONFIG]), end="")
         return 0
     found = _layers_of(source, arguments.model)
     if arguments.json:
@@ -75,7 +76,7 @@ def run(arguments: Namespace) -> int:
         }
         print(json.dumps(report, indent=2))
     else:
-        print(_described(source, found))
+        print(printable(_described(source, found)))
     return 0
 
 
@@ -140,13 +141,19 @@ def _decoded(key: str, text: str) -> Any:
         return text
 
 
+def _one_line(text: str) -> str:
+    """A name or value of the file must not look like a line of ours."""
+    return text.replace("\n", "\\n")
+
+
 def _described(source: Source, found: Mapping[str, Mapping[str, Any]]) -> str:
     from ..files.open import KINDS
     from ..models.architectures import title
 
-    shown = {k: text for k, text in sorted(source.metadata.items()) if k not in _LONG}
+    metadata = sorted(source.metadata.items())
+    shown = {_one_line(k): _one_line(text) for k, text in metadata if k not in _LONG}
     width = max(map(len, shown), default=0)
-    lines = [source.path.name, f"{KINDS[source.kind]}, for {title(source.architecture)}"]
+    lines = [_one_line(source.path.name), f"{KINDS[source.kind]}, for {title(source.architecture)}"]
     lines += [f"  {key:{width}}  {text}" for key, text in shown.items()]
     lines.append(f"{'change':24} {'tensors':>8} {'values':>13} {'||dW||':>10} {'||dW||/||W||':>13}")
     for kind, of_kind in found.items():

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from ..errors import ConfigError, ESDError
 from . import compare, demo, erase, evaluate, export, inspect, plan
+from .console import printable
 from .flags import by_flag
 
 FAILED, INTERRUPTED = 2, 130
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except ESDError as error:
-        print(f"esd: {by_flag(str(error))}", file=sys.stderr)
+        print(f"esd: {printable(by_flag(str(error)))}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("esd: interrupted", file=sys.stderr)

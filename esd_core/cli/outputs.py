@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import shutil
 import tempfile
 from argparse import ArgumentParser
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError
-from ..storage.output import output_file, reason, refuse_existing
+from ..storage.output import megabytes, output_file, reason, refuse_existing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,17 +39,38 @@ def check_outputs(
         inputs: what is read, which nothing may be written over.
         folder: whether the outputs are folders.
     """
-    taken = {Path(path).resolve() for path in inputs}
+    taken = {_resolved(Path(path)) for path in inputs}
     for path in outputs:
         if path is None:
             continue
-        if path.resolve() in taken:
+        resolved = _resolved(path)
+        if resolved in taken:
             raise FileError(f"{path} is given for two things at once: choose another name")
-        taken.add(path.resolve())
+        taken.add(resolved)
         refuse_existing(path, force)
         check_writable(path)
         if path.exists() and not (path.is_dir() if folder else path.is_file()):
-            raise FileError(f"{path} is there and is no {'folder' if folder else 'file'}")
+            raise FileError(f"{path} is there and is not a {'folder' if folder else 'file'}")
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError before Python 3.13
+        raise FileError(
+            f"{path} cannot be opened: its symbolic links go round in a loop"
+        ) from error
+
+
+def check_room(path: Path, needed: int) -> None:
+    """FileError when the disk has no room for a file of so many bytes."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise FileError(
+            f"{path} needs {megabytes(needed)}, and {megabytes(free)} are free there: make room, "
+            "or choose another --out"
+        )
 
 
 def check_writable(path: Path) -> None:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from esd_core.cli import erased
 from esd_core.cli.console import StopRequest
@@ -353,6 +354,26 @@ def test_an_inspection_tells_layers_and_norms(
     assert esd("inspect", file) == 0
     text = capsys.readouterr().out
     assert all(word in text for word in ("Van Gogh", "esd-x", "cross-attention", "sdxl"))
+
+
+def test_a_file_cannot_steer_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a\x1b[2J.safetensors"
+    metadata = {
+        "esd.format": "esd-erasure-1",
+        "a\x1b]0;x\x07": "b\x9b31m\nWritten",
+        "esd.config": "\x1bc",
+    }
+    save_file({"diffusion_model.out.2.diff": torch.zeros(4, 32, 3, 3)}, path, metadata)
+    for words in ((), ("--json",), ("--config",)):
+        assert esd("inspect", path, *words) == 0
+        text = capsys.readouterr().out
+        assert not [c for c in text if unicodedata.category(c) == "Cc" and c != "\n"]
+        assert "x1b" in text or "u001b" in text
+        assert "\nWritten" not in text
+    assert esd("inspect", tmp_path / "\x1b[31m") == 2
+    assert "\x1b" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from esd_core.cli.main import main
 from esd_core.config.presets import load_preset
 from esd_core.config.settings import ErasureConfig, override
-from esd_core.files.erasure import Erasure, fingerprint, write_erasure
+from esd_core.files.erasure import Erasure, fingerprint, read_erasure, write_erasure
 from esd_core.models.diffusers_backend import load_denoiser
 from esd_core.pocket.judge import ORACLE
 from esd_core.training.run import erase
@@ -182,7 +183,7 @@ def test_an_output_that_cannot_be_is_refused_and_no_folder_made(
     for out in (in_the_way / "x" / "a.safetensors", tmp_path / ("n" * 300)):
         assert "cannot be written" in refusal(capsys, *words, out)
     for out in (no_model, "/dev/null"):
-        assert f"{out} is there and is no file" in refusal(capsys, *words, out, "--force")
+        assert f"{out} is there and is not a file" in refusal(capsys, *words, out, "--force")
     out = tmp_path / "new" / "a.safetensors"
     assert "without model_index.json" in refusal(capsys, *words, out)
     assert left(tmp_path) == {no_model.name, in_the_way.name}
@@ -204,6 +205,23 @@ def test_no_file_is_both_read_and_written(
     compare = ("compare", *model, "--erased", file, "--prompt", "a", "--out", out, "--json", out)
     assert twice in refusal(capsys, *compare)
     assert file.read_bytes() == before
+
+
+def test_a_loop_of_links_is_named(
+    file: Path, no_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    model, out = ("--model", no_model), tmp_path / "a.png"
+    for words in (
+        ("erase", *model, "--concept", "a", "--out", loop, "--force"),
+        ("export", file, *model, "--to", "unet", "--out", loop, "--force"),
+        ("export", loop, *model, "--to", "unet", "--out", out),
+        ("evaluate", *model, "--erased", loop),
+        ("compare", *model, "--erased", loop, "--prompt", "a", "--out", out),
+        ("inspect", loop),
+    ):
+        assert str(loop) in refusal(capsys, *words)
 
 
 def test_a_grid_is_a_png(file: Path, no_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -463,6 +481,70 @@ def test_a_full_disk_is_told_and_nothing_half_written(tmp_path: Path) -> None:
     assert found.startswith(f"{out} cannot be written: File too large (")
     assert "MB needed" in found and "MB free" in found
     assert left(tmp_path) == set()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def fill(disk: Path) -> None:
+    (disk / "filling").write_bytes(bytes(shutil.disk_usage(disk).free))
+
+
+def test_a_disk_that_is_too_small_is_told_before_the_first_step(
+    small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(small_disk)
+    out = small_disk / "a.safetensors"
+    words = ("erase", *POCKET, "--concept", "Van Gogh", "--steps", "1000000", "--out", out)
+    found = refusal(capsys, *words)
+    assert found.startswith(f"{out} needs ") and "and 0.0 MB are free there" in found
+    assert left(small_disk) == {"filling"}
+
+
+def test_a_run_whose_erasure_finds_no_room_is_kept(
+    small_disk: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Somebody else fills the disk while it trains."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(elsewhere))
+    monkeypatch.setattr("esd_core.cli.outputs.check_room", lambda out, size: fill(out.parent))
+    words = ("erase", *POCKET, "--concept", "Van Gogh", *QUICK, "--out")
+    out, state = small_disk / "a.safetensors", elsewhere / "a.state.safetensors"
+    found = refusal(capsys, *words, out)
+    assert found.startswith(f"{out} cannot be written: No space left")
+    assert f"the training is kept in {state}: repeat the command with --resume" in found
+    assert left(small_disk) == {"filling"}
+    monkeypatch.undo()
+    moved, at_once = elsewhere / out.name, tmp_path / "at once.safetensors"
+    assert main([*map(str, words), str(moved), "--resume"]) == 0
+    assert main([*map(str, words), str(at_once)]) == 0
+    assert moved.read_bytes() == at_once.read_bytes() and left(elsewhere) == {out.name}
+
+
+def test_an_erasure_is_whole_without_its_report(
+    small_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(small_disk)
+    out, report = tmp_path / "a.safetensors", small_disk / "report.json"
+    words = ("erase", *POCKET, "--concept", "Van Gogh", *QUICK, "--out", out, "--report", report)
+    found = refusal(capsys, *words)
+    assert found.startswith(f"{report} cannot be written: No space left")
+    assert found.endswith(f"; the erasure is whole, in {out}")
+    assert read_erasure(out).concepts == ("Van Gogh",)
+    assert left(small_disk) == {"filling"}
 
 
 def test_a_report_that_finds_no_room_is_told(
