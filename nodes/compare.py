@@ -11,11 +11,14 @@ from comfy_api.latest import io, ui
 from einops import rearrange
 from torch import Tensor
 
+from ..esd_core.config.rules import limits
+from ..esd_core.config.settings import SIZES
 from ..esd_core.errors import ConfigError
 from ..esd_core.images import comparison
 from .host import sampling
 from .host.progress import Steps
 from .host.sampling import Sampling
+from .widgets import number
 
 _MAX_PROMPTS = 64
 
@@ -117,7 +120,7 @@ def _models() -> list[io.Input]:
 
 
 def _widgets() -> list[io.Input]:
-    size = {"default": 1024, "min": 64, "max": 4096, "step": 8}
+    size = limits(SIZES)
     return [
         io.String.Input(
             "prompts",
@@ -149,8 +152,10 @@ def _widgets() -> list[io.Input]:
         io.Combo.Input(
             "scheduler", options=sampling.SCHEDULERS, default="normal", tooltip="As in KSampler."
         ),
-        io.Int.Input("width", tooltip="Of a picture, in pixels.", **size),
-        io.Int.Input("height", tooltip="Of a picture, in pixels.", **size),
+        *(
+            number(name, int, size, {"default": 1024, "tooltip": "Of a picture, in pixels."})
+            for name in ("width", "height")
+        ),
         io.ClipVision.Input(
             "clip_vision",
             optional=True,

@@ -33,12 +33,13 @@ def widget(name: str) -> io.Input:
     if choices(field):
         return io.Combo.Input(input_id(name), options=list(choices(field)), **given)
     if kind in (int, float):
-        return _number(name, kind, limits(field), given)
+        return number(name, kind, limits(field), given)
     given |= {"default": "", "placeholder": _ADVICE[name]}
     return io.String.Input(input_id(name), multiline=True, **given)
 
 
-def _number(name: str, kind: type, rules: dict[str, Any], given: dict[str, Any]) -> io.Input:
+def number(name: str, kind: type, rules: dict[str, Any], given: dict[str, Any]) -> io.Input:
+    """A widget of the numbers that `limits` allow."""
     most = min(rules["le"], _MOST)
     if kind is float:
         step = _STEPS.get(name, 0.01)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from einops import reduce, repeat
 from PIL import Image, ImageDraw
 
 SIZE = 128
@@ -156,8 +157,8 @@ def _luminance(picture: Picture) -> np.ndarray:
 
 def _blocks(picture: Picture, edge: int) -> Picture:
     """Mean of every edge x edge cell, at full size."""
-    cells = picture.reshape(SIZE // edge, edge, SIZE // edge, edge, 3).mean((1, 3))
-    return cells.repeat(edge, 0).repeat(edge, 1)
+    cells = reduce(picture, "(h a) (w b) c -> h w c", "mean", a=edge, b=edge)
+    return repeat(cells, "h w c -> (h a) (w b) c", a=edge, b=edge)
 
 
 def _nearest(picture: Picture, palette: Sequence[Color]) -> Picture:
