@@ -115,7 +115,7 @@ def test_no_function_is_longer_than_a_screen(file: Path) -> None:
 
 def test_tests_are_no_package() -> None:
     """The root is one, for ComfyUI: pytest would take tests/ for its part and import it. The
-    benchmarks are imported by a name of their own, and are no tests."""
+    benchmarks are imported by a name of their own, and are not tests."""
     packages = list((ROOT / "tests").rglob("__init__.py"))
     assert packages == [ROOT / "tests" / "benchmarks" / "__init__.py"]
     assert not list((ROOT / "tests" / "benchmarks").glob("test_*"))

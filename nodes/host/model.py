@@ -26,7 +26,7 @@ def architecture(model: comfy.model_patcher.ModelPatcher) -> Architecture:
     kind = type(inner).__name__
     if not isinstance(unet, UNetModel):
         raise ESDError(
-            f"the MODEL is no UNet but {kind}: connect Stable Diffusion 1.x, 2.x or SDXL"
+            f"the MODEL is not a UNet but {kind}: connect Stable Diffusion 1.x, 2.x or SDXL"
         )
     takes_sizes = isinstance(inner, comfy.model_base.SDXL)
     found = like(context_width(model), takes_sizes)

@@ -105,7 +105,7 @@ def assert_same(got, expected) -> None:
 def test_every_pair_of_formats_gives_the_same_tensors_again(model, tmp_path, first):
     one = written(model, first, model.erasure(), tmp_path / first)
     source = open_source(one)
-    kinds = {ERASURE: "difference"}  # it is written again, and says itself that it is no erasure
+    kinds = {ERASURE: "difference"}  # written again, and marked as not an erasure
     assert source.kind in (first, kinds.get(first)), source.kind
     for second in EXACT:
         two = written(model, second, source.erasure(model.base), tmp_path / f"{first}-{second}")

@@ -126,7 +126,7 @@ def test_a_transformer_is_refused_by_name(server):
     _, clip, _ = graph.pocket()
     model = stock(graph, server, "sd3", {n: torch.zeros(shape) for n, shape in SD3.items()})
     told = refused(graph, model, clip)
-    assert "the MODEL is no UNet but SD3: connect Stable Diffusion 1.x, 2.x or SDXL" in told
+    assert "the MODEL is not a UNet but SD3: connect Stable Diffusion 1.x, 2.x or SDXL" in told
 
 
 def test_an_inpainting_unet_is_refused(server):

@@ -92,7 +92,7 @@ class Loop:
         nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         self.optimizer.step()
         self.step += 1
-        # The first steps' weights are no part of a mean: it starts short and grows.
+        # The first steps' weights do not belong into a mean, which starts short and grows.
         keep = min(self.course.averaging, self.step / (self.step + 10))
         for name, parameter in self.parameters.items():
             self.averaged[name].lerp_(parameter.detach(), 1 - keep)
