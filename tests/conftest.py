@@ -10,7 +10,6 @@ from diffusers import StableDiffusionXLPipeline
 
 import esd_core.pocket
 from esd_core.config.settings import ErasureConfig
-from esd_core.method import probes
 from esd_core.models.architectures import SDXL
 from esd_core.models.denoiser import Conditioning, Schedule
 from esd_core.models.diffusers_backend import DiffusersDenoiser
@@ -83,15 +82,6 @@ def settings():
     """A small config, with settings laid over it: settings({"training.steps": 3})."""
     small = ErasureConfig.from_mapping(SMALL)
     return lambda overrides=None: small.override(overrides or {})
-
-
-@pytest.fixture(scope="module")
-def short_probes():
-    """A few evaluations instead of hundreds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probes, "STEPS", 2)
-        patch.setattr(probes, "UNRELATED", ("a photo of a dog",))
-        yield
 
 
 class Recorder:

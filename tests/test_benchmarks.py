@@ -9,8 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from esd_core.training.run import prepare
-
 TESTS = Path(__file__).parent
 if str(TESTS) not in sys.path:
     sys.path.insert(0, str(TESTS))
@@ -19,6 +17,7 @@ from benchmarks import batching, full_size, samples  # noqa: E402
 from benchmarks.__main__ import main  # noqa: E402
 from benchmarks.figure import Figure, table  # noqa: E402
 from benchmarks.official import official  # noqa: E402
+from trainers import trainer_of  # noqa: E402
 
 
 def test_a_figure_is_the_median_of_its_pairs():
@@ -44,7 +43,7 @@ def test_a_sample_costs_two_evaluations_and_the_students_own(counter, settings, 
         "training.steps": 6 * reuse,
         "training.batch_size": 2,
     }
-    cost = samples.per_sample(prepare(counter, settings(overrides)), counter)
+    cost = samples.per_sample(trainer_of(counter, settings(overrides)), counter)
     assert cost == pytest.approx(2 / reuse + 1)
 
 

@@ -4,12 +4,10 @@ import math
 
 import pytest
 import torch
+from trainers import trainer_of
 
 from esd_core.files.erasure import applied, read_erasure, write_erasure
-from esd_core.method.bank import Bank
-from esd_core.method.probes import Probes
-from esd_core.training.run import erase, make_student
-from esd_core.training.trainer import Trainer
+from esd_core.training.run import erase
 
 pytestmark = [
     pytest.mark.cuda,
@@ -43,12 +41,10 @@ def test_fp16_scales_its_loss(make_denoiser, settings, recorder):
     denoiser = make_denoiser(torch.float16, "cuda")
     overrides = {"training.steps": 1, "training.learning_rate": 1.0, "training.max_grad_norm": 1e-3}
     config = settings(overrides)
-    bank = Bank(denoiser, config)
-    probes = Probes(denoiser, bank, config.preserved)
-    trainer = Trainer(denoiser, bank, make_student(denoiser, config), probes, None)
+    trainer = trainer_of(denoiser, config)
     # From its usual 65536 it would skip the first steps that overflow, and lower itself.
-    trainer.scaler = torch.amp.GradScaler("cuda", init_scale=256.0)
-    trainer.optimizer = torch.optim.SGD(trainer.student.masters.values(), 1.0)
+    trainer.update.scaler = torch.amp.GradScaler("cuda", init_scale=256.0)
+    trainer.update.optimizer = torch.optim.SGD(trainer.student.masters.values(), 1.0)
     before = {n: m.detach().clone() for n, m in trainer.student.masters.items()}
     host = recorder()
     trainer.run(host, host)

@@ -64,8 +64,8 @@ def run(arguments: Namespace) -> int:
     config = ErasureConfig.from_mapping(settings)
     print(f'Erasing "{CONCEPT}" from pocket by {config.method}', flush=True)
     events = TerminalEvents(denoiser, config, files[0])
-    with events.bar, StopRequest() as commands:
-        result = erase(denoiser, config, events, commands)
+    with events.bar, StopRequest() as control:
+        result = erase(denoiser, config, events, control)
     if result.outcome.ending == "stopped":
         raise KeyboardInterrupt
     write_erasure(files[0], result.erasure, force=True)

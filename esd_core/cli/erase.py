@@ -137,13 +137,14 @@ def _train(
 
     events = TerminalEvents(denoiser, config, arguments.out)
     try:
-        with models.memory_told(), events.bar, StopRequest() as commands:
-            note(str(check(denoiser, config)))
-            trainer = prepare(denoiser, config, state_file, arguments.resume)
+        with models.memory_told(), events.bar, StopRequest() as control:
+            plan = check(denoiser, config)
+            note(str(plan))
+            trainer = prepare(denoiser, config, plan, state_file, arguments.resume)
             values = sum(master.numel() for master in trainer.student.masters.values())
             itemsize = PRECISIONS[config.training.save_dtype].itemsize
             outputs.check_room(arguments.out, values * itemsize)
-            result = finish(trainer, trainer.run(events, commands))
+            result = finish(trainer, trainer.run(events, control))
             return trainer, replace(result, erasure=covered(result.erasure, events.cover))
     except KeyboardInterrupt:
         if events.saved:
@@ -171,11 +172,9 @@ def _keep(trainer: Trainer) -> Path | None:
     """The file that the whole state was saved in, in the system's temporary folder if it must."""
     own = trainer.state_file
     assert own
-    from ..training.checkpoint import write_state
-
-    for path in (own, Path(tempfile.gettempdir()) / own.name):
+    for path in (own.path, Path(tempfile.gettempdir()) / own.path.name):
         with suppress(FileError):
-            write_state(path, trainer.state())
+            replace(own, path=path).write(trainer.state_dict())
             return path
     return None
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..models.diffusers_backend import DiffusersDenoiser
-    from ..training.trainer import Progress
+    from ..training.events import Progress
 
 _PREVIEW_STEPS = 20
 

@@ -1,7 +1,7 @@
 """Probes: how much of a concept is left, and what else has moved, without decoding a picture.
 
 Both are measured at states of the teacher's own guided trajectories, from noise that training
-never sees. They have no more steps than the training's: who trains on short ones has little time.
+never sees.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import repeat
 from torch import Tensor
 
+from ..config.settings import ErasureConfig
 from ..models.denoiser import Conditioning, Denoiser
-from .bank import Bank
 from .sampling import sample, unit_noise
+from .terms import Term
 
 TRAJECTORIES, STEPS = 2, 8
-UNRELATED = ("a photo of a dog", "a portrait of a woman", "a city street at night")
+CONTROL_PROMPTS = ("a photo of a dog", "a portrait of a woman", "a city street at night")
 """Prompts that an erasure should leave alone, watched but not trained on."""
 
 _PROBE_SEED = 0x5EED
@@ -25,13 +27,13 @@ _PROBE_SEED = 0x5EED
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """Shares of concepts and drifts of prompts, by name.
+    """Shares of concepts, by the lines that name them, and drifts of prompts.
 
     Attributes:
         share: 1 before training; 0 where all of the concept is taken away; -eta where the student
             has reached the target of `c` or `c <- f`.
         distance: |student - empty| / |concept - empty|, which is eta at the target.
-        drift: |student - teacher| / |teacher| for preserved and unrelated prompts.
+        drift: |student - teacher| / |teacher| for preserved and control prompts.
     """
 
     share: dict[str, float]
@@ -49,90 +51,100 @@ class _States:
     x: Tensor
     sigma: Tensor
     prompt: Conditioning
-    own: Tensor
-    empty: Tensor
-    concept: Tensor
+    predicted: dict[str, Tensor]
 
 
 class Probes:
     """Records the teacher once; `measure` then compares the student with it.
 
-    With f = `erase_from`, or the concept c itself, d = eps*(c) - eps*(empty) and <,> summed over
-    all states:  share = 1 - <eps*(f) - eps_student(f), d> / <d, d>.
+    With the prompt s that a term's student is given, its concept c, d = d*(c) - d*(empty) and <,>
+    summed over all states:  share = 1 - <d*(s) - d_student(s), d> / <d, d>.
     The plain ratio of norms cannot tell a concept that is there from one that is pushed to the
     other side, where the target lies; the sign of the projection can. What is taken away counts
-    against all of the concept, so that it holds as well where f shows little of it.
+    against all of the concept, so that it holds as well where s shows little of it.
     """
 
-    def __init__(self, denoiser: Denoiser, bank: Bank, preserved: Sequence[str]) -> None:
-        self._denoiser, self._config, self._together = denoiser, bank.config, bank.together
-        self.preserved = tuple(preserved)
-        plain = [c for c in bank.concepts if not c.erase_from]
-        wider = [c for c in bank.concepts if c.erase_from]
-        watched = list(dict.fromkeys([*preserved, *UNRELATED]))
-        asked = [*(c.student_prompt for c in plain), *watched]
-        states = dict(zip([*map(str, plain), *watched], self._record(asked), strict=True))
-        self._prompts = {prompt: states[prompt] for prompt in watched}
-        found = self._record([c.student_prompt for c in wider], [c.name for c in wider])
-        states = {**states, **dict(zip(map(str, wider), found, strict=True))}
-        self._concepts = {str(c): states[str(c)] for c in bank.concepts}
-
-    def _record(self, prompts: Sequence[str], names: Sequence[str] = ()) -> list[_States]:
-        """States of every prompt's trajectories, followed side by side from the same noise.
-
-        names: what is erased from each prompt, predicted there too; without them, the prompts.
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        terms: Sequence[Term],
+        config: ErasureConfig,
+        sampling_batch: int | None = None,
+    ) -> None:
         """
-        if not prompts:
-            return []
+        Args:
+            config: trajectories have no more steps than its own, so that probing stays cheap.
+            sampling_batch: how many evaluations go through the network together.
+        """
+        self._denoiser, self._config, self._sampling_batch = denoiser, config, sampling_batch
+        self._erasing = [term for term in terms if term.concept is not None]
+        self.preserved = tuple(term.student for term in terms if term.concept is None)
+        watched = [Term(prompt, prompt) for prompt in (*self.preserved, *CONTROL_PROMPTS)]
+        self._states: dict[tuple[str, ...], _States] = {}
+        asked = dict.fromkeys(map(_asked, [*self._erasing, *watched]))
+        for width in (2, 3):  # what needs as many predictions is followed side by side
+            self._record([prompts for prompts in asked if len(prompts) == width])
+        self._watched = {term.student: self._states[_asked(term)] for term in watched}
+
+    def _record(self, asked: Sequence[tuple[str, ...]]) -> None:
+        """States of trajectories that all start from the same noise.
+
+        asked: for each, the prompt that it follows, the empty one, and any other to predict.
+        """
+        if not asked:
+            return
         config, denoiser = self._config, self._denoiser
-        rows = denoiser.encode([*prompts, "", *names], config.width, config.height)
-        own = torch.arange(len(prompts)).repeat_interleave(TRAJECTORIES)
-        empty = torch.full_like(own, len(prompts))
-        asked = [own, empty, len(prompts) + 1 + own] if names else [own, empty]
-        shape = denoiser.latent_shape(config.width, config.height)
+        prompts = list(dict.fromkeys(p for column in zip(*asked, strict=True) for p in column))
+        encoded = denoiser.encode(prompts, config.width, config.height)
+        places = torch.tensor([[prompts.index(p) for p in row] for row in asked])
+        columns = repeat(places, "p c -> c (p n)", n=TRAJECTORIES)
         # Held out whatever the run's seed is.
         seed = _PROBE_SEED + (config.seed == _PROBE_SEED)
+        shape = denoiser.latent_shape(config.width, config.height)
         generator = torch.Generator().manual_seed(seed)
         noise = unit_noise((TRAJECTORIES, *shape), generator, denoiser.device)
         seen: list[tuple[Tensor, float, Sequence[Tensor]]] = []
         sample(
             denoiser,
-            noise.repeat(len(prompts), 1, 1, 1),
-            [rows.select(column) for column in asked],
+            repeat(noise, "n ... -> (p n) ...", p=len(asked)),
+            [encoded.select(column) for column in columns],
             denoiser.schedule(min(STEPS, config.trajectory.steps)),
             config.trajectory.guidance,
             lambda x, sigma, predicted: seen.append((x, sigma, predicted)),
-            self._together,
+            self._sampling_batch,
         )
-        sigma = torch.tensor([s[1] for s in seen], device=noise.device)
-        sigma = sigma.repeat_interleave(TRAJECTORIES)
-
-        def states(index: int) -> _States:
+        sigma = torch.tensor([s for _, s, _ in seen], device=noise.device)
+        sigma = repeat(sigma, "s -> (s n)", n=TRAJECTORIES)
+        for index, row in enumerate(asked):
             part = slice(index * TRAJECTORIES, (index + 1) * TRAJECTORIES)
-            x = torch.cat([s[0][part] for s in seen])
-            columns = [torch.cat([s[2][i][part] for s in seen]) for i in range(len(asked))]
-            prompt = rows.select([index] * len(x))
-            return _States(x, sigma, prompt, columns[0], columns[1], columns[-1 if names else 0])
-
-        return [states(index) for index in range(len(prompts))]
+            x = torch.cat([states[part] for states, _, _ in seen])
+            predicted = [
+                torch.cat([predictions[i][part] for _, _, predictions in seen])
+                for i in range(len(row))
+            ]
+            own = encoded.select([int(places[index, 0])] * len(x))
+            self._states[row] = _States(x, sigma, own, dict(zip(row, predicted, strict=True)))
 
     @torch.no_grad()
     def measure(self, student: Mapping[str, Tensor]) -> ProbeReport:
         """Compares the student of these tensors with the recorded teacher."""
         share, distance, drift = {}, {}, {}
         with self._denoiser.swapped(student):
-            for name, states in self._concepts.items():
+            for term in self._erasing:
+                states = self._states[_asked(term)]
+                own, empty = states.predicted[term.student], states.predicted[""]
+                direction = states.predicted[str(term.concept)] - empty
                 predicted = self._predict(states)
-                direction = states.concept - states.empty
-                taken = ((states.own - predicted) * direction).sum() / direction.square().sum()
-                share[name] = 1 - float(taken)
-                distance[name] = float((predicted - states.empty).norm() / direction.norm())
-            for name, states in self._prompts.items():
-                drift[name] = float((self._predict(states) - states.own).norm() / states.own.norm())
+                taken = ((own - predicted) * direction).sum() / direction.square().sum()
+                share[str(term)] = 1 - float(taken)
+                distance[str(term)] = float((predicted - empty).norm() / direction.norm())
+            for prompt, states in self._watched.items():
+                own = states.predicted[prompt]
+                drift[prompt] = float((self._predict(states) - own).norm() / own.norm())
         return ProbeReport(share, distance, drift)
 
     def _predict(self, states: _States) -> Tensor:
-        """The student's eps-hat at all states, in batches no larger than the training's."""
+        """The student's direction at all states, in batches no larger than the training's."""
         parts = torch.arange(len(states.x)).split(self._config.training.batch_size)
         return torch.cat(
             [
@@ -142,3 +154,9 @@ class Probes:
                 for rows in parts
             ]
         )
+
+
+def _asked(term: Term) -> tuple[str, ...]:
+    """The prompt to follow, the empty one, and the concept, where it is another."""
+    concept = term.student if term.concept is None else term.concept
+    return (term.student, "") if concept == term.student else (term.student, "", concept)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 
 from ..models.denoiser import Conditioning, Denoiser, Schedule
 from .objective import guided
 
-Observe = Callable[[Tensor, float, Sequence[Tensor]], None]
+OnStep = Callable[[Tensor, float, Sequence[Tensor]], None]
 """Called with x [B, C, h, w], its sigma, and the predictions there, one [B, C, h, w] a prompt."""
 
 
@@ -19,21 +20,21 @@ def predict_together(
     x: Tensor,
     sigma: float,
     prompts: Sequence[Conditioning],
-    rows: int | None = None,
+    sampling_batch: int | None = None,
 ) -> list[Tensor]:
-    """eps-hat at the same latents for several prompts, as one batch.
+    """Directions at the same latents for several prompts, as one batch.
 
     Args:
         x: [B, C, h, w].
         prompts: conditionings of B rows each.
-        rows: as many of them at a time, where memory is short.
+        sampling_batch: as many rows at a time, where memory is short.
     """
     together = Conditioning.cat(prompts)
     levels = torch.full((len(together),), sigma, device=x.device)
-    xs = x.repeat(len(prompts), 1, 1, 1)
-    parts = torch.arange(len(xs)).split(rows or len(xs))
+    xs = repeat(x, "b ... -> (p b) ...", p=len(prompts))
+    parts = torch.arange(len(xs)).split(sampling_batch or len(xs))
     predicted = [denoiser.predict_noise(xs[p], levels[p], together.select(p)) for p in parts]
-    return list(torch.cat(predicted).split(len(x)))
+    return list(rearrange(torch.cat(predicted), "(p b) ... -> p b ...", p=len(prompts)))
 
 
 @torch.no_grad()
@@ -43,25 +44,26 @@ def sample(
     prompts: Sequence[Conditioning],
     schedule: Schedule,
     guidance: float,
-    observe: Observe | None = None,
-    rows: int | None = None,
+    on_step: OnStep | None = None,
+    sampling_batch: int | None = None,
 ) -> Tensor:
     """Euler's method on the guided prediction; returns the latents, float32 [B, C, h, w].
 
     Args:
         noise: unit noise, float32 [B, C, h, w].
         prompts: the prompts to follow, the empty prompt, and any further ones that are predicted
-            on the way for `observe` alone; conditionings of B rows each.
+            on the way for `on_step` alone; conditionings of B rows each.
         guidance: 1 follows the prompt's own prediction.
-        observe: sees every step before it is taken.
-        rows: how many evaluations go through the network together; all of a step without it.
+        on_step: sees every step before it is taken.
+        sampling_batch: how many evaluations go through the network together; None for all of a
+            step.
     """
     x = noise * schedule.initial_scale
     levels = schedule.sigmas.tolist()
     for sigma, following in zip(levels[:-1], levels[1:], strict=True):
-        predictions = predict_together(denoiser, x, sigma, prompts, rows)
-        if observe:
-            observe(x, sigma, predictions)
+        predictions = predict_together(denoiser, x, sigma, prompts, sampling_batch)
+        if on_step:
+            on_step(x, sigma, predictions)
         x = x + (following - sigma) * guided(predictions[0], predictions[1], guidance)
     return x
 

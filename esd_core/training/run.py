@@ -9,16 +9,18 @@ from typing import Any
 import torch
 
 from ..config.settings import ErasureConfig
-from ..errors import FileError
 from ..files.erasure import Erasure, fingerprint, make_erasure
 from ..method.bank import Bank
-from ..method.probes import Probes
+from ..method.probes import CONTROL_PROMPTS, Probes
+from ..method.rounds import Rounds
+from ..method.terms import prompts_of, terms
 from ..models.denoiser import Denoiser
-from . import plan as memory
-from .checkpoint import TrainingState, damaged, read_state, refuse_other_run
+from .checkpoint import StateFile, damaged
+from .events import Control, Events, Outcome
+from .plan import Plan, check
 from .selection import select
 from .student import FullStudent, LowRankStudent, Student
-from .trainer import Commands, Events, Outcome, Trainer
+from .trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ def erase(
     denoiser: Denoiser,
     config: ErasureConfig,
     events: Events,
-    commands: Commands,
+    control: Control,
     state_file: Path | None = None,
     resume: bool = False,
 ) -> Result:
@@ -48,34 +50,45 @@ def erase(
         ESDError: an input does not fit, the state is missing or of another run, or the loss is
             not finite.
     """
-    trainer = prepare(denoiser, config, state_file, resume)
-    return finish(trainer, trainer.run(events, commands))
+    trainer = prepare(denoiser, config, check(denoiser, config), state_file, resume)
+    return finish(trainer, trainer.run(events, control))
 
 
 def prepare(
     denoiser: Denoiser,
     config: ErasureConfig,
+    plan: Plan,
     state_file: Path | None = None,
     resume: bool = False,
 ) -> Trainer:
     """The trainer that `erase` runs, for a host that has to reach it on the way."""
-    plan = memory.check(denoiser, config)
-    bank = Bank(denoiser, config)
-    bank.together = plan.rows
-    student = make_student(denoiser, config)
-    state = None
-    if resume and state_file:
-        state = read_state(state_file)
-        _refuse_other_base(state_file, state, denoiser)
-        refuse_other_run(state_file, state.values.get("config", {}), config.to_mapping())
-    probes = Probes(denoiser, bank, config.preserved)
-    trainer = Trainer(denoiser, bank, student, probes, state_file, plan)
-    if state and state_file:
+    asked, training = terms(config), config.training
+    size = config.width, config.height
+    bank = Bank(denoiser, asked, config.trajectory, size, plan.rows)
+    own_state, state = None, None
+    if state_file:
+        own_state = StateFile(state_file, config.flat(), fingerprint(denoiser.parameters()))
+        state = own_state.read() if resume else None
+    trainer = Trainer(
+        denoiser,
+        config,
+        Rounds(bank, training.batch_size, config.seed),
+        make_student(denoiser, config),
+        Probes(denoiser, asked, config, plan.rows),
+        plan,
+        own_state,
+    )
+    if own_state and state:
         try:
-            trainer.restore(state)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise damaged(state_file) from error
+            trainer.load_state_dict(state)
+        except (KeyError, ValueError) as error:
+            raise damaged(own_state.path) from error
     return trainer
+
+
+def encoded_prompts(config: ErasureConfig) -> tuple[str, ...]:
+    """All that a run encodes, for a host that does so beforehand."""
+    return (*prompts_of(terms(config)), *CONTROL_PROMPTS)
 
 
 def finish(trainer: Trainer, outcome: Outcome) -> Result:
@@ -84,14 +97,6 @@ def finish(trainer: Trainer, outcome: Outcome) -> Result:
         trainer.student, trainer.denoiser, trainer.config, outcome.step, outcome.probes
     )
     return Result(erasure, outcome, _report(trainer, outcome))
-
-
-def _refuse_other_base(path: Path, state: TrainingState, denoiser: Denoiser) -> None:
-    if state.values.get("base") != fingerprint(denoiser.parameters()):
-        raise FileError(
-            f"{path} belongs to a run on another model, or in another precision: give the same "
-            "one, or start without --resume"
-        )
 
 
 def make_student(denoiser: Denoiser, config: ErasureConfig) -> Student:
@@ -108,12 +113,12 @@ def make_student(denoiser: Denoiser, config: ErasureConfig) -> Student:
 
 
 def _report(trainer: Trainer, outcome: Outcome) -> dict[str, Any]:
-    batch = trainer.batches.shape[1] if len(trainer.batches) else 0
+    rounds = trainer.rounds
     return {
         "ending": outcome.ending,
         "student_steps": outcome.step,
-        "samples": outcome.step * batch,
-        "teacher_evaluations": trainer.bank.evaluations,
+        "samples": outcome.step * rounds.batch_size,
+        "teacher_evaluations": rounds.bank.evaluations,
         "seconds": round(outcome.seconds, 2),
         "final_loss": outcome.losses[-1] if outcome.losses else None,
         "probes": outcome.probes.as_dict() if outcome.probes else {},

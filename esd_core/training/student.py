@@ -62,6 +62,14 @@ class FullStudent:
             for name, master in self.masters.items()
         }
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """The masters themselves, not copies."""
+        return {name: master.detach() for name, master in self.masters.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copies the masters in; ValueError when they are another student's."""
+        load_masters(self.masters, state)
+
     @torch.no_grad()
     def change(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """The change against the teacher, in `dtype` on the CPU, by canonical name."""
@@ -123,6 +131,14 @@ class LowRankStudent:
         total = self._product(name).add_(self._base[name].flatten(1))
         return total.to(self._dtype).view(self._base[name].shape)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """As FullStudent's."""
+        return {name: master.detach() for name, master in self.masters.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """As FullStudent's."""
+        load_masters(self.masters, state)
+
     @torch.no_grad()
     def change(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """As FullStudent's."""
@@ -133,6 +149,14 @@ class LowRankStudent:
 
 
 Student = FullStudent | LowRankStudent
+
+
+@torch.no_grad()
+def load_masters(masters: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    if {n: m.shape for n, m in masters.items()} != {n: m.shape for n, m in state.items()}:
+        raise ValueError("the state is of another student")
+    for name, value in state.items():
+        masters[name].copy_(value)
 
 
 def _float_copy(tensor: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
-"""The person's Cancel, in a run that can be gone on with."""
+"""Cancelling a run that can be resumed."""
 
 from __future__ import annotations
 
 from comfy.model_management import InterruptProcessingException, processing_interrupted
 
-from ...esd_core.training.trainer import Events, Outcome, Trainer
+from ...esd_core.training.events import Events, Outcome
+from ...esd_core.training.trainer import Trainer
 
 Interrupted = InterruptProcessingException
 """What the host raises on Cancel. It is a BaseException in newer hosts, an Exception in older."""
@@ -18,14 +19,8 @@ class Cancel:
 
 
 def run(trainer: Trainer, events: Events) -> Outcome:
-    """Trains. On Cancel, or when anything fails, the state is saved: Cancel goes on its way as
-    the host's own exception."""
-    try:
-        outcome = trainer.run(events, Cancel())
-    except BaseException:
-        if trainer.step:
-            trainer.save(events)
-        raise
+    """Trains; Cancel, after which the state is saved, is re-raised as the host's own exception."""
+    outcome = trainer.run(events, Cancel())
     if outcome.ending == "stopped":
         raise Interrupted()
     return outcome

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...esd_core.config.settings import ErasureConfig
 from ...esd_core.method.sampling import sample, unit_noise
-from ...esd_core.training.trainer import Progress
+from ...esd_core.training.events import Progress
 from .denoiser import HostDenoiser
 from .folders import shown
 

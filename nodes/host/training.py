@@ -17,11 +17,11 @@ from ...esd_core.config.settings import ErasureConfig
 from ...esd_core.errors import ESDError
 from ...esd_core.files.cover import covered
 from ...esd_core.files.erasure import Erasure, read_erasure, write_erasure
-from ...esd_core.method.probes import UNRELATED
 from ...esd_core.storage.reading import read_header
 from ...esd_core.training import plan as memory
-from ...esd_core.training.checkpoint import FREE
-from ...esd_core.training.run import Result, finish, prepare
+from ...esd_core.training.checkpoint import RESUMABLE
+from ...esd_core.training.run import Result, encoded_prompts, finish, prepare
+from ...esd_core.training.trainer import Trainer
 from . import cancel, folders
 from .denoiser import HostDenoiser
 from .model import architecture, refuse_quantised
@@ -74,7 +74,7 @@ def train(
     architecture(model)
     refuse_quantised(model)
     texts = Texts(clip)
-    texts.learn(_prompts(config))
+    texts.learn(encoded_prompts(config))
     with lent(model, config.training.precision, _needed(model)) as own, memory_told():
         denoiser = HostDenoiser(own, texts)
         course = _course(config, denoiser, texts)
@@ -82,19 +82,18 @@ def train(
         known = _known(prefix, run)
         if known:
             return known
-        say(f"{memory.check(denoiser, config)};\nrecording what the model predicts", node)
-        result = _train(denoiser, config, folders.state_file(course), resume, node)
+        plan = memory.check(denoiser, config)
+        say(f"{plan};\nrecording what the model predicts", node)
+        state = folders.state_file(course)
+        trainer = prepare(denoiser, config, plan, state, resume and state.is_file())
+        result = _train(trainer, NodeEvents(denoiser, config, node), node)
+        state.unlink(missing_ok=True)
     return _write(result, prefix, run)
 
 
-def _train(
-    denoiser: HostDenoiser, config: ErasureConfig, state: Path, resume: bool, node: str | None
-) -> Result:
-    trainer = prepare(denoiser, config, state, resume and state.is_file())
+def _train(trainer: Trainer, events: NodeEvents, node: str | None) -> Result:
     say("sampling trajectories", node)
-    events = NodeEvents(denoiser, config, node)
     result = finish(trainer, cancel.run(trainer, events))
-    state.unlink(missing_ok=True)
     return replace(result, erasure=covered(result.erasure, events.cover))
 
 
@@ -122,23 +121,17 @@ def _known(prefix: str, run: str) -> Trained | None:
     return None
 
 
-def _prompts(config: ErasureConfig) -> list[str]:
-    """All that will be encoded."""
-    named = [p for c in config.concepts for p in (c.name, c.student_prompt, c.target_base)]
-    return ["", *named, *config.preserved, *UNRELATED]
-
-
 # -- what makes a run the same -----------------------------------------------------------------
 
 
 def _course(config: ErasureConfig, denoiser: HostDenoiser, texts: Texts) -> str:
     """A digest of all that decides the course of a run: settings, weights and text."""
-    settings = {name: value for name, value in config.flat().items() if name not in FREE}
+    settings = {name: value for name, value in config.flat().items() if name not in RESUMABLE}
     weights = [
         [name, float(tensor.float().sum()), float(tensor.float().norm())]
         for name, tensor in denoiser.parameters().items()
     ]
-    states, _ = texts.rows(_prompts(config))
+    states, _ = texts.rows(encoded_prompts(config))
     text = [[float(row.sum()), float(row.norm())] for row in states]
     levels = float(denoiser.model.model.model_sampling.sigmas.sum())
     return _digest([settings, weights, text, levels, denoiser.prediction.name])

@@ -21,7 +21,7 @@ class Bare:
 
     def step(self) -> None:
         batch = self.trainer.config.training.batch_size
-        bank, config = self.trainer.bank, self.trainer.config
+        bank, config = self.trainer.rounds.bank, self.trainer.config
         shape = self.trainer.denoiser.latent_shape(config.width, config.height)
         x, target = torch.randn(2, batch, *shape, dtype=self.unet.dtype)
         rows = bank.conditioning.select([0] * batch)

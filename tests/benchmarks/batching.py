@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from trainers import bank_of
 
-from esd_core.method.bank import Bank
 from esd_core.models.denoiser import Conditioning
 from esd_core.models.diffusers_backend import DiffusersDenoiser
 
@@ -37,7 +37,7 @@ def run(pairs: int) -> list[Figure]:
     times: list[list[float]] = [[], []]
     for index in range(-1, pairs):
         for side, denoiser in zip(times, (batched, alone), strict=True):
-            bank, noise = Bank(denoiser, config), torch.Generator().manual_seed(max(index, 0))
+            bank, noise = bank_of(denoiser, config), torch.Generator().manual_seed(max(index, 0))
             took = seconds(lambda bank=bank, noise=noise: bank.sample_round(0, noise))
             if index >= 0:  # the first of all is slow, whichever it is
                 side.append(took)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from esd_core.config.settings import ErasureConfig
 from esd_core.models.diffusers_backend import DiffusersDenoiser
 from esd_core.pocket.judge import Reading, judge
-from esd_core.training.run import finish, prepare
+from esd_core.training.run import finish
 from esd_core.training.trainer import Trainer
 
 from . import pocket
@@ -28,7 +28,7 @@ def run(pairs: int) -> list[Figure]:
     before = judge(denoiser, [], PER_PAIR).before
     runs: dict[str, list[dict[str, float]]] = {"ours": [], "other": []}
     for seed in range(pairs):
-        for side, make in (("ours", prepare), ("other", official)):
+        for side, make in (("ours", pocket.trainer), ("other", official)):
             runs[side].append(_measure(denoiser, pocket.config(seed=seed), make, before))
     ours, other = ([run["seconds"] for run in of_side] for of_side in runs.values())
     what = "a whole erasure on pocket, against the official schedule"

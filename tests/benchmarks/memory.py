@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import json
 import sys
+from types import SimpleNamespace
 from typing import Any, cast
 
 import psutil
 import torch
+from trainers import bank_of
 
 from esd_core.config.settings import ErasureConfig
-from esd_core.method.bank import Bank
 from esd_core.method.probes import Probes
+from esd_core.method.rounds import Rounds
 from esd_core.training import plan as memory
 from esd_core.training.run import make_student
 from esd_core.training.selection import select
@@ -70,10 +72,11 @@ def ours(sizes: dict[str, Any], dtype: torch.dtype, settings: dict[str, Any]) ->
 
 def _take_steps(denoiser: full_size.RandomDenoiser, config: ErasureConfig) -> None:
     plan = memory.check(denoiser, config)
-    bank, student = Bank(denoiser, config), make_student(denoiser, config)
+    rounds = Rounds(bank_of(denoiser, config), config.training.batch_size, config.seed)
     # Probes sample before and after a training, and are no part of a step.
-    trainer = Trainer(denoiser, bank, student, cast(Probes, None), None, plan)
-    with denoiser.checkpointed(trainer.checkpointing):
+    probes = cast(Probes, SimpleNamespace(preserved=()))
+    trainer = Trainer(denoiser, config, rounds, make_student(denoiser, config), probes, plan)
+    with denoiser.checkpointed(plan.checkpointing):
         for _ in range(STEPS):
             trainer.take_step()
 

@@ -12,36 +12,41 @@ import torch
 from torch import Tensor
 
 from esd_core.config.settings import ErasureConfig
-from esd_core.method.bank import Bank, Line, Samples, join
+from esd_core.method.bank import Bank
+from esd_core.method.samples import Samples
+from esd_core.method.terms import Term, terms
 from esd_core.models.denoiser import Denoiser, Schedule
-from esd_core.training.run import prepare
 from esd_core.training.trainer import Trainer
+
+from . import pocket
 
 STEPS = 50
 
 
 def official(denoiser: Denoiser, config: ErasureConfig) -> Trainer:
     """A trainer like any other, but for where its samples come from."""
-    trainer = prepare(denoiser, config)
-    bank = OfficialScheduleBank(denoiser, config)
-    bank.together = trainer.bank.together
-    trainer.bank = bank
+    trainer = pocket.trainer(denoiser, config)
+    size = config.width, config.height
+    trainer.rounds.bank = OfficialScheduleBank(
+        denoiser, terms(config), config.trajectory, size, trainer.plan.rows
+    )
     return trainer
 
 
 class OfficialScheduleBank(Bank):
     """A bank whose rounds hold as many samples, each at the end of a trajectory of its own."""
 
-    def _gather(
-        self, lines: list[Line], noise: torch.Generator, student: Mapping[str, Tensor] | None
-    ) -> tuple[Samples, Samples]:
+    def _rollout_all(
+        self, terms: list[Term], noise: torch.Generator, student: Mapping[str, Tensor] | None
+    ) -> tuple[Samples, list[Samples]]:
         schedule = self.denoiser.schedule(STEPS)
-        parts = []
-        for line in lines:
-            for _ in range(self.config.trajectory.steps):
+        followed: list[Samples] = []
+        empty: list[Samples] = []
+        for term in terms:
+            for _ in range(self.trajectory.steps):
                 k = int(torch.randint(STEPS, (), generator=noise))
                 until = Schedule(schedule.sigmas[: k + 2], schedule.initial_scale)
-                own, empty = self._follow([line], self._starts(1, noise), until, student)
-                parts.append((own.last(), empty.last()))
-        own_all, empty_all = zip(*parts, strict=True)
-        return join(own_all), join(empty_all)
+                found = self._rollout([term], self._starts(1, noise), until, student)
+                followed.append(found[0][-1])
+                empty += found[1][-1:]
+        return Samples.cat(followed), empty

@@ -8,6 +8,9 @@ from esd_core.cli import model as models
 from esd_core.config.presets import load_preset
 from esd_core.config.settings import ErasureConfig, override
 from esd_core.models.diffusers_backend import DiffusersDenoiser
+from esd_core.training.plan import check
+from esd_core.training.run import prepare
+from esd_core.training.trainer import Trainer
 
 CONCEPT = "Van Gogh"
 
@@ -24,8 +27,13 @@ def config(**settings: Any) -> ErasureConfig:
     )
 
 
+def trainer(denoiser: DiffusersDenoiser, config: ErasureConfig) -> Trainer:
+    """As `erase` makes it."""
+    return prepare(denoiser, config, check(denoiser, config))
+
+
 class Silent:
-    """Events and commands of a run that nobody watches."""
+    """Events and control of a run that nobody watches."""
 
     def on_step(self, progress: object) -> None: ...
 

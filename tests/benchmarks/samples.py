@@ -12,7 +12,6 @@ from torch import Tensor
 from esd_core.config.settings import ErasureConfig
 from esd_core.models.denoiser import Conditioning
 from esd_core.models.diffusers_backend import DiffusersDenoiser
-from esd_core.training.run import prepare
 from esd_core.training.student import dense
 from esd_core.training.trainer import Trainer
 
@@ -43,9 +42,8 @@ def run(pairs: int, samples: int = 640) -> list[Figure]:
     other = [per_sample(official(counter, _config(s, 1, samples)), counter) for s in range(pairs)]
     figures = []
     for reuse, bar in _BARS.items():
-        ours = [
-            per_sample(prepare(counter, _config(s, reuse, samples)), counter) for s in range(pairs)
-        ]
+        configs = [_config(seed, reuse, samples) for seed in range(pairs)]
+        ours = [per_sample(pocket.trainer(counter, c), counter) for c in configs]
         what = f"UNet evaluations a training sample at reuse {reuse}, against the official schedule"
         name = "samples" if reuse == 1 else f"samples, reuse {reuse}"
         figures.append(Figure(name, what, "evaluations", bar, ours, other))

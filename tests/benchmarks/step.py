@@ -9,7 +9,6 @@ import torch
 
 from esd_core.config.settings import ErasureConfig
 from esd_core.models.diffusers_backend import DiffusersDenoiser
-from esd_core.training.run import prepare
 
 from . import full_size, pocket, variants
 from .bare import Bare
@@ -37,7 +36,7 @@ def measured(
     denoiser: DiffusersDenoiser, config: ErasureConfig, pairs: int, repeats: int
 ) -> tuple[list[float], list[float]]:
     """Seconds of a training step, and of the bare one, turn by turn; `repeats` of each a pair."""
-    trainer = prepare(denoiser, config)
+    trainer = pocket.trainer(denoiser, config)
     bare = Bare(trainer)
     trainer.take_step()  # which samples the round, and is slow like every first
     bare.step()
@@ -45,7 +44,7 @@ def measured(
     for _ in range(pairs):
         sums = [0.0, 0.0]
         for _ in range(repeats):
-            if trainer.round_is_used_up:
+            if trainer.rounds.is_used_up:
                 trainer.take_step()  # samples, which is no part of a step
             sums[0] += seconds(trainer.take_step)
             sums[1] += seconds(bare.step)

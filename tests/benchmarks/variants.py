@@ -10,8 +10,6 @@ from collections.abc import Callable
 
 import torch
 
-from esd_core.training.run import prepare
-
 from . import pocket
 from .bare import Bare
 from .figure import Figure, seconds
@@ -36,7 +34,7 @@ def run(pairs: int) -> list[Figure]:
 
 
 def _bare() -> Bare:
-    return Bare(prepare(pocket.load(), pocket.config()))
+    return Bare(pocket.trainer(pocket.load(), pocket.config()))
 
 
 def _begin(bare: Bare, change: Callable[[Bare], None]) -> None:

@@ -410,7 +410,7 @@ def test_a_loss_that_is_not_finite_stops_and_writes_nothing_over(
     words = ("erase", "--model", model, "--concept", "Van Gogh", *SMALL, *QUICK)
     found = refusal(capsys, *words, "--out", out, "--force")
     assert found.startswith("the loss is not finite at step 1 (sigma ")
-    assert "lower training.learning_rate" in found
+    assert "lower --learning-rate" in found
     assert out.read_bytes() == b"precious" and left(tmp_path) == {out.name, model.name}
 
 
@@ -436,7 +436,7 @@ def test_a_resume_with_other_settings_names_them(
     before = state.read_bytes()
     changed = ("--resume", "--seed", "7", "--reuse", "2")
     found = refusal(capsys, *words, *changed)
-    assert "belongs to a run with other settings (seed, trajectory.reuse)" in found
+    assert "belongs to a run with other settings (--seed, --reuse)" in found
     assert state.read_bytes() == before and left(tmp_path) == {state.name}
     assert main([*map(str, words), "--resume"]) == 0
     assert left(tmp_path) == {out.name}

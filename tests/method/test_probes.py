@@ -2,18 +2,13 @@
 
 import pytest
 import torch
+from trainers import bank_of, probes_of
 
-from esd_core.method.bank import Bank
-from esd_core.method.probes import UNRELATED, Probes
+from esd_core.method.probes import CONTROL_PROMPTS
 from esd_core.training.student import FullStudent
 
 # The concept is the second channel of "cowboy hat"; "cowboy" has the first one.
 VECTORS = {"hat": (0, 2, 0, 0), "cowboy": (3, 2, 0, 0), "sky": (0, 0, 0, 1)}
-
-
-def probes_of(model, settings, **overrides):
-    config = settings(overrides)
-    return Probes(model, Bank(model, config), config.preserved)
 
 
 def measured(probes, *gain):
@@ -37,7 +32,7 @@ def model(toy):
 )
 def test_share_and_distance_of_a_concept(model, settings, gain, share, distance):
     """eps(hat) - eps(empty) is gain times the teacher's."""
-    report = measured(probes_of(model, settings, concepts=["hat"]), 1, gain, 1, 1)
+    report = measured(probes_of(model, settings({"concepts": ["hat"]})), 1, gain, 1, 1)
     assert report.share["hat"] == pytest.approx(share, abs=1e-5)
     assert report.distance["hat"] == pytest.approx(distance, abs=1e-5)
 
@@ -47,7 +42,7 @@ def test_what_is_at_right_angles_is_no_share_but_a_distance(model, settings):
 
     share = <(3, 0), (3, 2)> / <(3, 2), (3, 2)> = 9 / 13, distance = 3 / sqrt(13).
     """
-    report = measured(probes_of(model, settings, concepts=["cowboy"]), 1, 0, 1, 1)
+    report = measured(probes_of(model, settings({"concepts": ["cowboy"]})), 1, 0, 1, 1)
     assert report.share["cowboy"] == pytest.approx(9 / 13, rel=1e-5)
     assert report.distance["cowboy"] == pytest.approx(3 / 13**0.5, rel=1e-5)
 
@@ -56,7 +51,7 @@ def test_what_is_at_right_angles_is_no_share_but_a_distance(model, settings):
 def test_share_of_what_is_erased_from_a_wider_prompt(model, settings, gain, share):
     """The cowboy's own channel does not count: d = eps(hat) - eps(empty)."""
     line = "hat <- cowboy"
-    report = measured(probes_of(model, settings, concepts=[line]), 1, gain, 1, 1)
+    report = measured(probes_of(model, settings({"concepts": [line]})), 1, gain, 1, 1)
     assert report.share == {line: pytest.approx(share, abs=1e-5)}
     # |(3, 2 gain)| / |(0, 2)|
     expected = (9 + 4 * gain**2) ** 0.5 / 2
@@ -66,39 +61,41 @@ def test_share_of_what_is_erased_from_a_wider_prompt(model, settings, gain, shar
 def test_share_where_the_wider_prompt_has_nothing_of_the_concept(model, settings):
     """d = (0, 2) of the hat, and the sky has none of it: nothing is taken away, all is left."""
     line = "hat <- sky"
-    report = measured(probes_of(model, settings, concepts=[line]), 1, 0, 1, 1)
+    report = measured(probes_of(model, settings({"concepts": [line]})), 1, 0, 1, 1)
     assert report.share[line] == pytest.approx(1.0, abs=1e-5)
 
 
 def test_drift_by_hand(toy, settings):
     """Without the common part eps(sky) is its vector: the drift is the change of its channel."""
     model = toy(VECTORS, shared=0.0)
-    probes = probes_of(model, settings, concepts=["hat"], preserve=["sky"], preserve_empty=False)
+    probes = probes_of(
+        model, settings({"concepts": ["hat"], "preserve": ["sky"], "preserve_empty": False})
+    )
     report = measured(probes, 0, 0, 0, 0.7)
     assert report.drift["sky"] == pytest.approx(0.3, rel=1e-5)
     # every unrelated prompt is (1, 1, 1, 1) / 2 to the toy, of which 0, 0, 0 and 0.7 are left
-    for prompt in UNRELATED:
+    for prompt in CONTROL_PROMPTS:
         assert report.drift[prompt] == pytest.approx(((3 + 0.09) / 4) ** 0.5, rel=1e-5)
 
 
 def test_the_empty_prompt_drifts_only_when_it_moves(model, settings):
-    report = measured(probes_of(model, settings, concepts=["hat"]), 0, 0, 0, 0)
+    report = measured(probes_of(model, settings({"concepts": ["hat"]})), 0, 0, 0, 0)
     assert report.drift[""] == 0.0
-    assert all(report.drift[prompt] > 0 for prompt in UNRELATED)
+    assert all(report.drift[prompt] > 0 for prompt in CONTROL_PROMPTS)
 
 
 def test_all_of_it_is_reported(model, settings):
     lines = ["hat -> sky", "cowboy"]
-    probes = probes_of(model, settings, concepts=lines, preserve=["sky"])
+    probes = probes_of(model, settings({"concepts": lines, "preserve": ["sky"]}))
     report = measured(probes, 1, 1, 1, 1).as_dict()
     assert set(report) == {"share", "distance", "drift"}
     assert set(report["share"]) == set(report["distance"]) == set(lines)
-    assert set(report["drift"]) == {"", "sky", *UNRELATED}
+    assert set(report["drift"]) == {"", "sky", *CONTROL_PROMPTS}
 
 
 def test_an_untrained_student_of_a_real_network(denoiser, settings):
     config = settings()
-    probes = Probes(denoiser, Bank(denoiser, config), config.preserved)
+    probes = probes_of(denoiser, config)
     names = [name for name in denoiser.parameters() if ".attn2." in name]
     student = FullStudent(denoiser.parameters(), names, torch.float32)
     report = probes.measure(student.tensors())
@@ -112,8 +109,8 @@ def test_the_noise_is_held_out_and_always_the_same(toy, settings):
     reports, trained = [], []
     for seed in (0, 1):
         config = settings({"concepts": ["hat"], "seed": seed})
-        bank = Bank(toy(VECTORS), config)
-        probes = Probes(bank.denoiser, bank, config.preserved)
+        bank = bank_of(toy(VECTORS), config)
+        probes = probes_of(bank.denoiser, config)
         reports.append(measured(probes, 1, 0.3, 1, 1))
         trained += rows_of(bank.sample_round(0, torch.Generator().manual_seed(seed)).x)
     assert reports[0] == reports[1]
@@ -132,7 +129,7 @@ def rows_of(x):
 def test_they_follow_no_longer_trajectories_than_the_training(model, settings, steps, expected):
     """Up to eight steps, as the model is asked for a schedule of."""
     config = settings({"concepts": ["hat"], "trajectory.steps": steps})
-    bank, asked, schedule = Bank(model, config), set(), model.schedule
+    asked, schedule = set(), model.schedule
     model.schedule = lambda steps: asked.add(steps) or schedule(steps)
-    Probes(model, bank, config.preserved)
+    probes_of(model, config)
     assert asked == {expected}

@@ -6,14 +6,10 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from trainers import trainer_of
 
-from esd_core.method.bank import Bank
-from esd_core.method.probes import Probes
-from esd_core.training import plan as memory
-from esd_core.training import trainer as trainer_module
+from esd_core.training import update
 from esd_core.training.gradients import ShortGradients, are_short, in_parts
-from esd_core.training.run import make_student
-from esd_core.training.trainer import Trainer
 
 
 def masters_with(gradients):
@@ -123,13 +119,6 @@ def test_only_where_16_bits_hold_them(dtype, rank, passes, expected):
 # -- in a training ---------------------------------------------------------------------------
 
 
-def trainer_of(denoiser, config):
-    bank = Bank(denoiser, config)
-    probes = Probes(denoiser, bank, config.preserved)
-    plan = memory.plan(denoiser, config)
-    return Trainer(denoiser, bank, make_student(denoiser, config), probes, None, plan), plan
-
-
 @pytest.mark.parametrize("checkpointing", ["on", "off"])
 def test_training_in_bf16_has_the_same_bits_either_way(
     make_denoiser, settings, monkeypatch, checkpointing
@@ -141,10 +130,10 @@ def test_training_in_bf16_has_the_same_bits_either_way(
     )
     for short in (True, False):
         if not short:
-            monkeypatch.setattr(trainer_module, "are_short", lambda *_: False)
-        trainer, _ = trainer_of(denoiser, config)
-        assert bool(trainer.short_gradients) == short
-        with denoiser.checkpointed(trainer.checkpointing):
+            monkeypatch.setattr(update, "are_short", lambda *_: False)
+        trainer = trainer_of(denoiser, config)
+        assert bool(trainer.update.short_gradients) == short
+        with denoiser.checkpointed(trainer.plan.checkpointing):
             for _ in range(2):
                 trainer.take_step()
         changes.append(trainer.student.change())
@@ -153,15 +142,16 @@ def test_training_in_bf16_has_the_same_bits_either_way(
 
 def test_they_are_as_large_as_planned(make_denoiser, settings):
     """At the moment the optimizer first steps: what is held, and the part in float32."""
-    trainer, plan = trainer_of(make_denoiser(torch.bfloat16), settings({}))
+    trainer = trainer_of(make_denoiser(torch.bfloat16), settings({}))
+    plan = trainer.plan
     masters, seen = list(trainer.student.masters.values()), []
 
     def note(*_):
-        held = sum(g.nbytes for g in trainer.short_gradients._held.values())
+        held = sum(g.nbytes for g in trainer.update.short_gradients._held.values())
         in_float = sum(m.grad.nbytes for m in masters if m.grad is not None)
         seen.append((held, in_float))
 
-    trainer.optimizer.register_step_pre_hook(note)
+    trainer.update.optimizer.register_step_pre_hook(note)
     trainer.take_step()
     assert plan.gradients == 2 * sum(m.numel() for m in masters)
     assert len(seen) > 1 and seen[0][0] + seen[0][1] // 2 == plan.gradients

@@ -4,17 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-
-from esd_core.method.bank import Bank
-from esd_core.method.probes import Probes
-from esd_core.training.run import make_student
-from esd_core.training.trainer import Trainer
-
-
-def trainer_of(denoiser, config):
-    bank = Bank(denoiser, config)
-    probes = Probes(denoiser, bank, ())
-    return Trainer(denoiser, bank, make_student(denoiser, config), probes, None)
+from trainers import trainer_of
 
 
 @pytest.mark.parametrize(("method", "begins"), [("esd-x", 1), ("esd-u", 0)])

@@ -5,22 +5,21 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from trainers import bank_of, trainer_of
 
 from esd_core.cli.main import main
 from esd_core.config.settings import TrainingConfig
 from esd_core.errors import ConfigError, ESDError
-from esd_core.method.bank import Bank
-from esd_core.method.probes import Probes
 from esd_core.models.diffusers_backend import DiffusersDenoiser
 from esd_core.training import plan as memory
-from esd_core.training.run import erase, make_student
+from esd_core.training.run import erase
 from esd_core.training.selection import select
-from esd_core.training.trainer import Trainer
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -32,9 +31,6 @@ class Small(DiffusersDenoiser):
 
     def free_memory(self):
         return self.free
-
-
-pytestmark = pytest.mark.usefixtures("short_probes")
 
 
 @pytest.fixture
@@ -69,7 +65,7 @@ def test_the_optimizers_state_is_as_large_as_planned(small, settings, recorder, 
     trainer.take_step()
     held = sum(
         value.numel() * value.element_size()
-        for entries in trainer.optimizer.state.values()
+        for entries in trainer.update.optimizer.state.values()
         for value in entries.values()
         if isinstance(value, torch.Tensor) and value.numel() > 1
     )
@@ -79,7 +75,7 @@ def test_the_optimizers_state_is_as_large_as_planned(small, settings, recorder, 
 
 def test_the_banks_samples_are_as_large_as_planned(small, settings):
     config = settings()
-    samples = Bank(small, config).sample_round(0, torch.Generator())
+    samples = bank_of(small, config).sample_round(0, torch.Generator())
     held = sum(samples.tensors()[name].nbytes for name in ("x", "target"))
     assert memory.plan(small, config).bank == held
 
@@ -153,23 +149,16 @@ def test_a_device_that_is_much_too_small_is_told(small, settings):
         memory.check(small, settings(lean))
 
 
-def trainer_of(denoiser, config, plan=None):
-    bank = Bank(denoiser, config)
-    probes = Probes(denoiser, bank, config.preserved)
-    return Trainer(denoiser, bank, make_student(denoiser, config), probes, None, plan)
-
-
 @pytest.mark.parametrize("overrides", [{}, {"training.rank": 2}])
 def test_parts_of_a_batch_add_up_to_it(small, settings, overrides):
     """Gradients of one step: split in three and whole, to float32's rounding."""
     config, gradients = settings({"training.max_grad_norm": 0.0, **overrides}), []
     for part in (4, 3):
-        plan = memory.plan(small, config)
-        trainer = trainer_of(small, config, plan)
-        trainer.part = part
+        plan = replace(memory.plan(small, config), part=part)
+        trainer = trainer_of(small, config, plan=plan)
         kept = []
         masters = trainer.student.masters.values()
-        trainer.optimizer.register_step_pre_hook(
+        trainer.update.optimizer.register_step_pre_hook(
             lambda *_, kept=kept, masters=masters: kept.extend(m.grad.clone() for m in masters)
         )
         trainer.take_step()
@@ -191,11 +180,10 @@ class Counting(Small):
 def test_a_round_is_split_to_fit(pipeline, settings):
     denoiser, config = Counting(pipeline), settings()
     denoiser.rows = []
-    whole, split = Bank(denoiser, config), Bank(denoiser, config)
+    whole, split = bank_of(denoiser, config), bank_of(denoiser, config, sampling_batch=3)
     expected = whole.sample_round(0, torch.Generator().manual_seed(1))
     assert denoiser.rows == [4, 4, 4]  # 2 trajectories of 3 steps, followed and empty
     denoiser.rows.clear()
-    split.together = 3
     got = split.sample_round(0, torch.Generator().manual_seed(1))
     assert denoiser.rows == [3, 1] * 3
     torch.testing.assert_close(got.target, expected.target, rtol=0, atol=1e-5)

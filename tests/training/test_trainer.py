@@ -4,26 +4,16 @@ import json
 
 import pytest
 import torch
+from trainers import trainer_of
 
 from esd_core.errors import ConfigError, ESDError, FileError
 from esd_core.files.erasure import make_erasure, write_erasure
-from esd_core.method.bank import Bank
-from esd_core.method.probes import Probes
+from esd_core.storage.reading import read_header, read_tensors
 from esd_core.storage.writing import write_safetensors
-from esd_core.training.checkpoint import read_state, refuse_other_run, state_path
-from esd_core.training.run import erase, make_student
-from esd_core.training.trainer import Trainer
+from esd_core.training.checkpoint import refuse_other_run, state_path
+from esd_core.training.run import erase
 
 RATE = 1e-3
-
-
-pytestmark = pytest.mark.usefixtures("short_probes")
-
-
-def trainer_of(denoiser, config, state_file=None):
-    bank = Bank(denoiser, config)
-    probes = Probes(denoiser, bank, config.preserved)
-    return Trainer(denoiser, bank, make_student(denoiser, config), probes, state_file)
 
 
 def modules(denoiser):
@@ -139,7 +129,7 @@ def test_gradients_are_in_the_selected_tensors_alone(denoiser, settings, recorde
             met["others"] = [n for n, t in everything(denoiser).items() if t.grad is not None]
             return super().step(*rest)
 
-    trainer.optimizer = Spy(trainer.student.masters.values(), RATE)
+    trainer.update.optimizer = Spy(trainer.student.masters.values(), RATE)
     host = recorder()
     trainer.run(host, host)
     assert met["masters"] and all(met["masters"].values())
@@ -152,7 +142,7 @@ def test_gradients_are_in_the_selected_tensors_alone(denoiser, settings, recorde
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
 def test_the_optimizer_moves_the_masters_and_nothing_else(denoiser, settings, recorder, optimizer):
     trainer = trainer_of(denoiser, settings({"training.optimizer": optimizer}))
-    moved = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    moved = [p for group in trainer.update.optimizer.param_groups for p in group["params"]]
     assert [id(p) for p in moved] == [id(m) for m in trainer.student.masters.values()]
     untouched = Untouched(denoiser)
     host = recorder()
@@ -168,7 +158,7 @@ def test_the_first_loss_by_hand(denoiser, settings, recorder):
     trainer = trainer_of(denoiser, settings({"negative_guidance": eta, "training.steps": 1}))
     host = recorder()
     outcome = trainer.run(host, host)
-    rows, samples = trainer.batches[0], trainer.samples
+    rows, samples = trainer.rounds.batches[0], trainer.rounds.samples
     assert trainer.config.training.batch_size == len(rows) == 4
     total = 0.0
     with torch.no_grad():
@@ -192,7 +182,7 @@ def gradients_of_a_step(trainer, recorder):
             if master.grad is not None:  # gradients of bf16 come in parts
                 seen[name] = master.grad.double().clone()
 
-    trainer.optimizer.register_step_pre_hook(note)
+    trainer.update.optimizer.register_step_pre_hook(note)
     host = recorder()
     trainer.run(host, host)
     return seen
@@ -232,7 +222,7 @@ def test_warm_up_is_linear_and_then_over(denoiser, settings, recorder):
     rates = []
 
     def note():
-        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        rates.append(trainer.update.optimizer.param_groups[0]["lr"])
 
     host = recorder(at=dict.fromkeys(range(1, 6), note))
     trainer.run(host, host)
@@ -411,7 +401,7 @@ def test_a_student_that_breaks_in_its_last_step_is_no_result(denoiser, settings,
         for master in trainer.student.masters.values():
             master.grad.fill_(torch.nan)
 
-    trainer.optimizer.register_step_pre_hook(break_gradients)
+    trainer.update.optimizer.register_step_pre_hook(break_gradients)
     host = recorder()
     with pytest.raises(ESDError, match="not finite"):
         outcome = trainer.run(host, host)
@@ -459,10 +449,10 @@ def test_a_run_that_broke_off_goes_on_from_its_last_save(denoiser, settings, rec
     expected = file_of(erase(denoiser, config, whole, whole), tmp_path / "whole.safetensors")
 
     def break_off():
-        raise RuntimeError
+        raise KeyboardInterrupt  # at once: nothing is saved any more
 
     host, state = recorder(at={3: break_off}), tmp_path / "state.safetensors"
-    with pytest.raises(RuntimeError):
+    with pytest.raises(KeyboardInterrupt):
         erase(denoiser, config, host, host, state)
     assert [step for step, _ in host.saves] == [2]
     host = recorder()
@@ -495,7 +485,6 @@ def test_a_run_that_broke_off_at_its_end_is_not_trained_further(
     host.on_preview = fail
     with pytest.raises(RuntimeError):
         trainer.run(host, host)
-    trainer.save(host)
     rest = recorder()
     result = erase(denoiser, config, rest, rest, tmp_path / "state.safetensors", resume=True)
     assert not rest.steps and result.outcome.ending == ending
@@ -582,16 +571,16 @@ def resumed(denoiser, config, recorder, path):
     ],
 )
 def test_a_state_of_other_settings_names_them(settings, tmp_path, name, value):
-    before, now = settings().to_mapping(), settings({name: value}).to_mapping()
-    refuse_other_run(tmp_path / "s", before, settings().to_mapping())
-    with pytest.raises(FileError, match=rf"other settings \({name}\)"):
+    before, now = settings().flat(), settings({name: value}).flat()
+    refuse_other_run(tmp_path / "s", before, settings().flat())
+    with pytest.raises(FileError, match=rf"other settings \(`{name}`\)"):
         refuse_other_run(tmp_path / "s", before, now)
 
 
 def test_every_changed_setting_is_named(settings, tmp_path):
-    now = settings({"seed": 7, "training.warmup": 2, "training.steps": 9}).to_mapping()
-    with pytest.raises(FileError, match=r"\(seed, training\.warmup\)"):
-        refuse_other_run(tmp_path / "s", settings().to_mapping(), now)
+    now = settings({"seed": 7, "training.warmup": 2, "training.steps": 9}).flat()
+    with pytest.raises(FileError, match=r"\(`seed`, `training\.warmup`\)"):
+        refuse_other_run(tmp_path / "s", settings().flat(), now)
 
 
 def test_resuming_another_run_is_refused(denoiser, settings, recorder, stopped):
@@ -621,36 +610,42 @@ def test_a_state_that_is_cut_short_is_refused(denoiser, settings, recorder, stop
 
 def test_another_safetensors_file_is_no_state(denoiser, settings, recorder, stopped):
     write_safetensors(stopped, {"x": torch.zeros(1)}, {"format": "pt"}, force=True)
-    with pytest.raises(FileError, match="no training state"):
+    with pytest.raises(FileError, match="is not a training state"):
         resumed(denoiser, settings(), recorder, stopped)
 
 
-def lacking_values(state):
-    return state.tensors, None
+def test_a_state_of_another_version_is_refused_by_name(denoiser, settings, recorder, stopped):
+    metadata = {"format": "esd-training-state-1"}
+    write_safetensors(stopped, {"x": torch.zeros(1)}, metadata, force=True)
+    with pytest.raises(FileError, match="esd-training-state-1.*start the run anew"):
+        resumed(denoiser, settings(), recorder, stopped)
 
 
-def broken_values(state):
-    return state.tensors, json.dumps(state.values)[:100]
+def lacking_values(tensors, values):
+    return tensors, None
 
 
-def lacking_numbers(state):
-    return state.tensors, json.dumps({k: v for k, v in state.values.items() if k != "round"})
+def broken_values(tensors, values):
+    return tensors, json.dumps(values)[:100]
 
 
-def lacking_tensors(state):
-    kept = {k: v for k, v in state.tensors.items() if not k.startswith("run.")}
-    return kept, json.dumps(state.values)
+def lacking_numbers(tensors, values):
+    del values["rounds"]["round"]
+    return tensors, json.dumps(values)
 
 
-def lacking_a_master(state):
-    first = next(k for k in state.tensors if k.startswith("student."))
-    kept = {k: v for k, v in state.tensors.items() if k != first}
-    return kept, json.dumps(state.values)
+def lacking_tensors(tensors, values):
+    return {k: v for k, v in tensors.items() if not k.startswith("rounds/")}, json.dumps(values)
 
 
-def misshapen_masters(state):
-    bent = {k: v[:1].clone() if k.startswith("student.") else v for k, v in state.tensors.items()}
-    return bent, json.dumps(state.values)
+def lacking_a_master(tensors, values):
+    first = next(k for k in tensors if k.startswith("student/"))
+    return {k: v for k, v in tensors.items() if k != first}, json.dumps(values)
+
+
+def misshapen_masters(tensors, values):
+    bent = {k: v[:1].clone() if k.startswith("student/") else v for k, v in tensors.items()}
+    return bent, json.dumps(values)
 
 
 @pytest.mark.parametrize(
@@ -665,8 +660,9 @@ def misshapen_masters(state):
     ],
 )
 def test_a_damaged_state_is_refused(denoiser, settings, recorder, stopped, damage):
-    tensors, values = damage(read_state(stopped))
-    metadata = {"format": "esd-training-state-1"} | ({"values": values} if values else {})
+    metadata = read_header(stopped).metadata
+    tensors, values = damage(read_tensors(stopped), json.loads(metadata["values"]))
+    metadata = {"format": metadata["format"]} | ({"values": values} if values else {})
     write_safetensors(stopped, tensors, metadata, force=True)
     untouched = Untouched(denoiser)
     with pytest.raises(FileError, match=r"state\.safetensors"):

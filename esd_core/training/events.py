@@ -1,0 +1,54 @@
+"""What a run tells its host, and what a host may ask of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from ..method.probes import ProbeReport
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is. `seconds` is the mean time of a step of this run, rounds included."""
+
+    step: int
+    total: int
+    loss: float
+    seconds: float
+
+    @property
+    def left(self) -> float:
+        """Seconds until the last step."""
+        return (self.total - self.step) * self.seconds
+
+
+class Events(Protocol):
+    """What a host is told."""
+
+    def on_step(self, progress: Progress) -> None: ...
+
+    def on_preview(self, step: int, student: dict[str, Tensor]) -> None:
+        """Also at the end, of what comes out."""
+
+    def on_save(self, step: int, path: Path) -> None: ...
+
+
+class Control(Protocol):
+    """What a host may ask."""
+
+    def should_stop(self) -> bool: ...
+
+
+@dataclass
+class Outcome:
+    """How a run ended: "done", "erased" (until), "drifted" (max_drift) or "stopped"."""
+
+    ending: str
+    step: int
+    seconds: float
+    losses: list[float] = field(default_factory=list)
+    probes: ProbeReport | None = None

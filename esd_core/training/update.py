@@ -1,0 +1,68 @@
+"""A step of the optimizer, with all that belongs to it: learning rate, unscaling, clipping."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config.settings import TrainingConfig
+from .gradients import ShortGradients, are_short
+from .optimizer import make_optimizer
+
+
+class Update:
+    """Takes gradients by `backward`, and moves the masters by `step`."""
+
+    def __init__(
+        self, masters: list[nn.Parameter], training: TrainingConfig, dtype: torch.dtype, passes: int
+    ) -> None:
+        """
+        Args:
+            dtype: what the network computes in.
+            passes: backward passes of a step.
+        """
+        self._masters, self._training = masters, training
+        self.optimizer = make_optimizer(training, masters)
+        short = are_short(dtype, training.rank, passes)
+        self.short_gradients = ShortGradients(masters) if short else None
+        device = masters[0].device.type
+        self.scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def step(self, number: int) -> None:
+        """number: of the step, from 0 on, for the learning rate."""
+        training = self._training
+        for group in self.optimizer.param_groups:
+            group["lr"] = training.learning_rate * min(1.0, (number + 1) / (training.warmup + 1))
+        if self.short_gradients:
+            self.short_gradients.step(self.optimizer, training.max_grad_norm)
+            return
+        self.scaler.unscale_(self.optimizer)
+        if training.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(self._masters, training.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def discard(self) -> None:
+        """Forgets the gradients of a step that was broken off."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.short_gradients:
+            self.short_gradients.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "optimizer": self.optimizer.state_dict()["state"],
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """ValueError or KeyError when the state is of other masters."""
+        entries = {int(index): dict(entry) for index, entry in state["optimizer"].items()}
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
+        self.scaler.load_state_dict(state["scaler"])

@@ -1,0 +1,20 @@
+"""A run's parts, made as `prepare` makes them, for tests that look inside."""
+
+from esd_core.method.bank import Bank
+from esd_core.method.probes import Probes
+from esd_core.method.terms import terms
+from esd_core.training import plan as memory
+from esd_core.training.run import prepare
+
+
+def bank_of(denoiser, config, sampling_batch=None):
+    size = config.width, config.height
+    return Bank(denoiser, terms(config), config.trajectory, size, sampling_batch)
+
+
+def probes_of(denoiser, config):
+    return Probes(denoiser, terms(config), config)
+
+
+def trainer_of(denoiser, config, state_file=None, plan=None):
+    return prepare(denoiser, config, plan or memory.plan(denoiser, config), state_file)
