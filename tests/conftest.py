@@ -135,7 +135,7 @@ class Toy:
         known = [self.vectors.get(p, (0.5, 0.5, 0.5, 0.5)) for p in prompts]
         return Conditioning(torch.tensor(known, dtype=torch.float32)[:, None])
 
-    def predict_noise(self, x, sigma, conditioning):
+    def predict(self, x, sigma, conditioning):
         assert len(x) == len(sigma) == len(conditioning)
         self.rows += len(x)
         return self.shared * x + (self.gain * conditioning.context[:, 0])[:, :, None, None]

@@ -66,7 +66,7 @@ def test_one_at_a_time_predicts_the_same(denoiser):
     rows = denoiser.encode(["a house", "", "a boat"], 64, 64)
     x, sigma = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.ones(3)
     with torch.no_grad():
-        together, apart = (d.predict_noise(x, sigma, rows) for d in (denoiser, alone))
+        together, apart = (d.predict(x, sigma, rows) for d in (denoiser, alone))
     torch.testing.assert_close(apart, together, rtol=0, atol=1e-5)
 
 
@@ -103,7 +103,7 @@ def test_a_random_model_of_small_size_stays_finite():
     denoiser = full_size.denoiser(torch.bfloat16, full_size.SMALL)
     rows = denoiser.encode(["Van Gogh", ""], 64, 64)
     with torch.no_grad():
-        predicted = denoiser.predict_noise(torch.randn(2, 4, 8, 8), torch.ones(2), rows)
+        predicted = denoiser.predict(torch.randn(2, 4, 8, 8), torch.ones(2), rows)
     assert predicted.isfinite().all() and not predicted[0].equal(predicted[1])
 
 

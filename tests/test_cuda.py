@@ -79,10 +79,10 @@ def test_a_result_is_applied(on_cuda, settings, recorder, tmp_path):
     row = on_cuda.encode(["Van Gogh"], 64, 64)
     x, sigma = torch.ones(1, 4, 8, 8, device="cuda"), torch.ones(1, device="cuda")
     with torch.no_grad():
-        before = on_cuda.predict_noise(x, sigma, row)
+        before = on_cuda.predict(x, sigma, row)
         with applied(on_cuda, [(read_erasure(path), 1.0)]):
-            assert not torch.equal(on_cuda.predict_noise(x, sigma, row), before)
-        assert torch.equal(on_cuda.predict_noise(x, sigma, row), before)
+            assert not torch.equal(on_cuda.predict(x, sigma, row), before)
+        assert torch.equal(on_cuda.predict(x, sigma, row), before)
 
 
 def test_checkpointing_takes_less_memory(make_denoiser, settings, recorder):

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ESDError, FileError
+from ..errors import FileError
+from ..training.out_of_memory import oom_as_error
 from .console import hush
 
 if TYPE_CHECKING:
@@ -77,14 +78,5 @@ def native_size(denoiser: DiffusersDenoiser) -> int:
 @contextmanager
 def memory_told() -> Iterator[None]:
     """Turns running out of memory into a sentence."""
-    try:
+    with oom_as_error("try a smaller size, fewer pictures side by side, or --precision bf16"):
         yield
-    except (MemoryError, RuntimeError) as error:
-        from ..training.plan import ran_out
-
-        if not ran_out(error):
-            raise
-        raise ESDError(
-            "there is not enough memory for this: try a smaller size, fewer pictures side by side, "
-            "or --precision bf16"
-        ) from error

@@ -148,7 +148,7 @@ class Probes:
         parts = torch.arange(len(states.x)).split(self._config.training.batch_size)
         return torch.cat(
             [
-                self._denoiser.predict_noise(
+                self._denoiser.predict(
                     states.x[rows], states.sigma[rows], states.prompt.select(rows)
                 )
                 for rows in parts

@@ -33,7 +33,7 @@ def predict_together(
     levels = torch.full((len(together),), sigma, device=x.device)
     xs = repeat(x, "b ... -> (p b) ...", p=len(prompts))
     parts = torch.arange(len(xs)).split(sampling_batch or len(xs))
-    predicted = [denoiser.predict_noise(xs[p], levels[p], together.select(p)) for p in parts]
+    predicted = [denoiser.predict(xs[p], levels[p], together.select(p)) for p in parts]
     return list(rearrange(torch.cat(predicted), "(p b) ... -> p b ...", p=len(prompts)))
 
 

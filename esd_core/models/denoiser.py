@@ -1,17 +1,17 @@
 """What the core needs of a diffusion model, whatever host holds it.
 
 Everything here lives in sigma space: a noisy latent is x = x0 + sigma * eps (Karras et al. 2022),
-and a prediction is eps-hat. A v- or flow-model is turned into that by its backend; the target of
-the erasure is affine in the predictions with coefficients that sum to 1, so it is the same in all
-of them.
+and a prediction is the direction (x - denoised) / sigma, which is eps-hat for eps- and v-models.
+The target of the erasure is affine in the predictions with coefficients that sum to 1, so it is the
+same in every form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -43,10 +43,14 @@ class Conditioning:
             if value is not None:
                 yield name, value
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
+        """With every part changed alike."""
+        return replace(self, **{name: change(value) for name, value in self._parts()})
+
     def select(self, rows: Sequence[int] | Tensor) -> Conditioning:
         """The given rows, in the given order; a row may come several times."""
         index = torch.as_tensor(rows, dtype=torch.long, device=self.context.device)
-        return replace(self, **{name: value[index] for name, value in self._parts()})
+        return self.map(lambda part: part[index])
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
@@ -89,8 +93,8 @@ class Denoiser(Protocol):
         """One row a prompt. width and height, in pixels, go into the time ids."""
         ...
 
-    def predict_noise(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """eps-hat, float32 [B, C, h, w].
+    def predict(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """The direction (x - denoised) / sigma, float32 [B, C, h, w].
 
         Args:
             x: noisy latents in sigma space, float32 [B, C, h, w].
@@ -114,19 +118,25 @@ class Denoiser(Protocol):
         """Inside, gradient checkpointing is on (or off); outside, as the host had it."""
         ...
 
-    @property
-    def unet_config(self) -> Mapping[str, Any]:
-        """The config of the UNet2DConditionModel that has these parameters."""
-        ...
-
-    def free_memory(self) -> int:
-        """Bytes that can still be had on the device."""
-        ...
-
     def schedule(self, steps: int) -> Schedule:
         """The model's own schedule of `steps` noise levels."""
         ...
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(channels, height, width) of the latents of a picture of that many pixels."""
+        ...
+
+
+class Rehearsable(Denoiser, Protocol):
+    """What the plan of a run's memory needs beside a Denoiser."""
+
+    def free_memory(self) -> int:
+        """Bytes that can still be had on the device."""
+        ...
+
+    def hollow(self) -> Denoiser:
+        """A Denoiser of the same network, in tensors of the CPU that have shapes and no contents.
+
+        To be called, and used, inside torch's FakeTensorMode.
+        """
         ...

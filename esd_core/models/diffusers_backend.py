@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 from diffusers import (
@@ -15,6 +15,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
+    UNet2DConditionModel,
 )
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from .architectures import Architecture, like
 from .denoiser import Conditioning, Schedule
 from .keys import diffusers_to_canonical
 from .prediction import prediction
-from .swap import replaced, slot
+from .swap import hollowed, replaced, slot
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 POCKET = "pocket"
@@ -36,12 +37,18 @@ class DiffusersDenoiser:
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         self.pipeline = pipeline
-        self.unet = pipeline.unet.requires_grad_(False)
         self.architecture = _architecture(pipeline)
-        self.device = self.unet.device
-        self.compute_dtype: torch.dtype = self.unet.dtype
+        self.device = pipeline.unet.device
+        self.compute_dtype: torch.dtype = pipeline.unet.dtype
         self.prediction = prediction(pipeline.scheduler.config.prediction_type)
-        modules = dict(self.unet.named_modules())
+        self._take(pipeline.unet.requires_grad_(False))
+        scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+        alphas = scheduler.alphas_cumprod.double()
+        self._train_sigmas = ((1 - alphas) / alphas) ** 0.5
+
+    def _take(self, unet: UNet2DConditionModel) -> None:
+        self.unet = unet
+        modules = dict(unet.named_modules())
         self._slots = {
             canonical: slot(modules, name)
             for name, canonical in diffusers_to_canonical(self.unet.config).items()
@@ -49,9 +56,6 @@ class DiffusersDenoiser:
         self._teacher: dict[str, Tensor] = {
             name: module.get_parameter(leaf) for name, (module, leaf) in self._slots.items()
         }
-        scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
-        alphas = scheduler.alphas_cumprod.double().numpy()
-        self._train_sigmas = ((1 - alphas) / alphas) ** 0.5
 
     # -- the protocol
 
@@ -73,10 +77,6 @@ class DiffusersDenoiser:
             yield
         finally:
             switch[before]()
-
-    @property
-    def unet_config(self) -> Mapping[str, Any]:
-        return dict(self.unet.config)
 
     def free_memory(self) -> int:
         if self.device.type == "cuda":
@@ -119,7 +119,12 @@ class DiffusersDenoiser:
             )
         return Conditioning(context, pooled, time_ids)
 
-    def predict_noise(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+    def hollow(self) -> DiffusersDenoiser:
+        other = copy.copy(self)
+        other._take(hollowed(self.unet))
+        return other
+
+    def predict(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         scale = (sigma.view(-1, 1, 1, 1) ** 2 + 1).sqrt()
         added: dict[str, Any] = {}
         if conditioning.pooled is not None:
@@ -135,9 +140,11 @@ class DiffusersDenoiser:
 
     def _timesteps(self, sigma: Tensor) -> Tensor:
         """Undoes the interpolation by which the Euler scheduler turns timesteps into sigmas."""
-        levels = sigma.detach().cpu().double().numpy()
-        steps = np.interp(levels, self._train_sigmas, np.arange(len(self._train_sigmas)))
-        return torch.from_numpy(steps).to(sigma.device, torch.float32)
+        known = self._train_sigmas
+        levels = sigma.detach().cpu().double().clamp(known[0], known[-1])
+        upper = torch.searchsorted(known, levels).clamp(min=1)
+        share = (levels - known[upper - 1]) / (known[upper] - known[upper - 1])
+        return (upper - 1 + share).to(sigma.device, torch.float32)
 
     # -- pictures
 

@@ -1,10 +1,12 @@
-"""Where a network's parameters hang, and other tensors in their place for a while."""
+"""Where a network's parameters hang, and other tensors in their place."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 Slot = tuple[nn.Module, str]
@@ -34,3 +36,16 @@ def replaced(slots: Mapping[str, Slot], tensors: Mapping[str, Tensor]) -> Iterat
         for (module, leaf, tensor), original in zip(places, before, strict=True):
             if module._parameters[leaf] is tensor:
                 module._parameters[leaf] = original
+
+
+def hollowed(network: nn.Module) -> nn.Module:
+    """A copy whose tensors have the shapes of the network's, and are made anew, on the CPU.
+
+    Inside torch's FakeTensorMode those have no contents: nothing of the network's size is made.
+    """
+    memo: dict[int, object] = {}
+    for tensor in (*network.parameters(), *network.buffers()):
+        empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+        is_parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(empty, requires_grad=False) if is_parameter else empty
+    return copy.deepcopy(network, memo)

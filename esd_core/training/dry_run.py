@@ -4,131 +4,86 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from ..method.objective import regression_loss
-from ..models.architectures import Architecture
-from ..models.keys import diffusers_to_canonical
-from ..models.swap import replaced, slot
+from ..models.denoiser import Conditioning, Denoiser, Rehearsable
 from .gradients import ShortGradients
 from .selection import select
-from .student import FullStudent, LowRankStudent, Student, dense
-
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
-
-_TOKENS = 77
+from .student import FullStudent, LowRankStudent, Student
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A UNet without contents, in `weight_dtype`, computing in `compute_dtype` at a latent size."""
+class DryRun:
+    """Steps and evaluations of a denoiser's own network at one size of pictures."""
 
-    unet_config: tuple[tuple[str, Any], ...]
-    architecture: Architecture
-    weight_dtype: torch.dtype
-    compute_dtype: torch.dtype
-    size: tuple[int, int]
+    def __init__(self, denoiser: Rehearsable, width: int, height: int) -> None:
+        """width, height: in pixels."""
+        self._denoiser = denoiser
+        self._latent = denoiser.latent_shape(width, height)
+        self._prompt = denoiser.encode([""], width, height)
+        # Methods are few, and the network is rehearsed once for each way to train it.
+        self.step = cache(self._step)
+        self.evaluation = cache(self._evaluation)
 
-    @lru_cache(maxsize=256)  # noqa: B019  # frozen, and there are few
-    def step(
+    def _step(
         self, method: str, rank: int, batch: int, checkpointing: bool, short: bool
     ) -> tuple[tuple[torch.Size, ...], int]:
         """The masters' shapes, and the peak of a pass with `batch` samples, gradients included.
 
         short: whether ShortGradients holds them.
         """
-        with FakeTensorMode(), torch.enable_grad():
-            unet, base = self._network()
-            if checkpointing:
-                unet.enable_gradient_checkpointing()
-            names = select(method, base, self.architecture)
-            student: Student = FullStudent(base, names, self.compute_dtype)
+        with _fake(), torch.enable_grad():
+            denoiser = self._denoiser.hollow()
+            base = denoiser.parameters()
+            names = select(method, base, denoiser.architecture)
+            student: Student = FullStudent(base, names, denoiser.compute_dtype)
             if rank:
                 start = torch.Generator().manual_seed(0)
-                student = LowRankStudent(base, names, self.compute_dtype, rank, rank, start)
-            modules = dict(unet.named_modules())
-            places = diffusers_to_canonical(unet.config)
-            slots = {canonical: slot(modules, name) for name, canonical in places.items()}
+                student = LowRankStudent(base, names, denoiser.compute_dtype, rank, rank, start)
             masters = list(student.masters.values())
             if short:
                 ShortGradients(masters)
-            held = [*base.values(), *masters]
-            with _Peak(held) as peak, replaced(slots, student.made()):
-                x = self._predict(unet, batch)
-                regression_loss(x, torch.zeros_like(x), torch.ones(batch)).backward()
+            given = self._given(batch)
+            with (
+                denoiser.checkpointed(checkpointing),
+                _Peak([*base.values(), *masters]) as peak,
+                denoiser.swapped(student.made()),
+            ):
+                predicted = denoiser.predict(*given)
+                target = torch.zeros_like(predicted)
+                regression_loss(predicted, target, torch.ones(batch)).backward()
             shapes = tuple(master.shape for master in masters)
         return shapes, peak.most
 
-    @lru_cache(maxsize=256)  # noqa: B019
-    def evaluation(self) -> int:
+    def _evaluation(self) -> int:
         """The peak of one row's evaluation, of which nothing is kept for a gradient."""
-        with FakeTensorMode(), torch.no_grad():
-            unet, base = self._network()
-            with _Peak(base.values()) as peak:
-                self._predict(unet, 1)
+        with _fake(), torch.no_grad():
+            denoiser: Denoiser = self._denoiser.hollow()
+            given = self._given(1)
+            with _Peak(denoiser.parameters().values()) as peak:
+                denoiser.predict(*given)
         return peak.most
 
-    def _network(self) -> tuple[UNet2DConditionModel, dict[str, Tensor]]:
-        from diffusers import UNet2DConditionModel  # the nodes load without it
+    def _given(self, batch: int) -> tuple[Tensor, Tensor, Conditioning]:
+        """What `predict` takes."""
 
-        with torch.device("meta"):
-            unet = UNet2DConditionModel.from_config(dict(self.unet_config))
-        for module in unet.modules():
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    empty = torch.empty(parameter.shape, dtype=self.weight_dtype)
-                    module._parameters[name] = nn.Parameter(empty, requires_grad=False)
-            if self.weight_dtype != self.compute_dtype and isinstance(module, _CASTING):
-                module.forward = _casting(module)  # type: ignore[method-assign]
-        names = diffusers_to_canonical(unet.config)
-        return unet, {names[name]: p for name, p in unet.named_parameters()}
+        def rows(tensor: Tensor) -> Tensor:
+            return torch.empty(batch, *tensor.shape[1:], dtype=tensor.dtype)
 
-    def _predict(self, unet: UNet2DConditionModel, batch: int) -> Tensor:
-        config, dtype = unet.config, self.compute_dtype
-        added = {}
-        if config.addition_embed_type:
-            ids = 6 * config.addition_time_embed_dim
-            pooled = config.projection_class_embeddings_input_dim - ids
-            added = {
-                "text_embeds": torch.empty(batch, pooled, dtype=dtype),
-                "time_ids": torch.empty(batch, 6),
-            }
-        x = torch.empty(batch, config.in_channels, *self.size, dtype=dtype)
-        context = torch.empty(batch, _TOKENS, config.cross_attention_dim, dtype=dtype)
-        predicted: Tensor = unet(
-            x, torch.ones(batch), context, added_cond_kwargs=added, return_dict=False
-        )[0]
-        return predicted.float()
+        x = torch.empty(batch, *self._latent)
+        return x, torch.ones(batch), self._prompt.map(rows)
 
 
-_CASTING = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
-
-
-def _casting(module: nn.Module) -> Any:
-    """A layer that makes copies of its weights in the input's dtype, as hosts do on the way."""
-    own = type(module).forward
-
-    def forward(x: Tensor) -> Tensor:
-        kept = dict(module._parameters)
-        for name, parameter in kept.items():
-            if parameter is not None:
-                cast = dense(parameter).to(x.dtype)
-                module._parameters[name] = cast
-        try:
-            return own(module, x)
-        finally:
-            module._parameters.update(kept)
-
-    return forward
+def _fake() -> FakeTensorMode:
+    """Inside, tensors are made without contents; a model's own constants are taken as such."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 class _Peak(TorchDispatchMode):

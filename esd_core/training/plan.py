@@ -1,23 +1,24 @@
 """What a run needs of memory, told before its first step.
 
-A step is rehearsed with tensors that have shapes and no contents, on the UNet of the same config:
-what would be alive is counted, allocation by allocation. So activations need no rule of thumb, and
+A step is rehearsed on the model's own network, in tensors that have shapes and no contents: what
+would be alive is counted, allocation by allocation. So activations need no rule of thumb, and
 gradient checkpointing, size, batch and method count by what they do.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 
 from ..config.settings import ErasureConfig
 from ..errors import ESDError
-from ..models.denoiser import Denoiser
-from .dry_run import Trial
+from ..method.terms import terms
+from ..models.denoiser import Rehearsable
+from .dry_run import DryRun
 from .gradients import are_short, in_parts
 
 
@@ -32,8 +33,8 @@ class Plan:
         needed: the most at one time, beside the weights, on the device.
         free: what there is of it.
         checkpointing: whether blocks recompute their activations.
-        part: samples of a batch that go through the network together.
-        rows: evaluations of a round that do.
+        micro_batch: samples of a batch that go through the network together.
+        sampling_batch: evaluations of a round that do.
     """
 
     weights: int
@@ -46,8 +47,8 @@ class Plan:
     needed: int
     free: int
     checkpointing: bool
-    part: int
-    rows: int
+    micro_batch: int
+    sampling_batch: int
 
     @property
     def fits(self) -> bool:
@@ -67,69 +68,66 @@ def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-def plan(denoiser: Denoiser, config: ErasureConfig) -> Plan:
+def plan(denoiser: Rehearsable, config: ErasureConfig) -> Plan:
     """How the run would best be run in the memory there is: without checkpointing where that fits
     (and `gradient_checkpointing` is auto), then with it, then in parts of a batch."""
+    return _best(denoiser, config, DryRun(denoiser, config.width, config.height))
+
+
+def check(denoiser: Rehearsable, config: ErasureConfig) -> Plan:
+    """The plan; ESDError when it does not fit, with the nearest settings that do."""
+    dry_run = DryRun(denoiser, config.width, config.height)
+    made = _best(denoiser, config, dry_run)
+    if not made.fits:
+        raise ESDError(
+            f"training needs {_size(made.needed)} beside the model, and {_size(made.free)} are "
+            f"free on {denoiser.device}: {_suggestion(denoiser, config, dry_run)}"
+        )
+    return made
+
+
+def _best(denoiser: Rehearsable, config: ErasureConfig, dry_run: DryRun) -> Plan:
     free = denoiser.free_memory()
     training = config.training
     switches = {"auto": (False, True), "on": (True,), "off": (False,)}
     choices = [(c, training.batch_size) for c in switches[training.gradient_checkpointing]]
-    checkpointing, part = choices[-1]
-    while part > 1:
-        part = (part + 1) // 2
-        choices.append((checkpointing, part))
-    for checkpointing, part in choices:
-        made = _planned(denoiser, config, free, checkpointing, part)
+    checkpointing, micro_batch = choices[-1]
+    while micro_batch > 1:
+        micro_batch = (micro_batch + 1) // 2
+        choices.append((checkpointing, micro_batch))
+    for choice in choices:
+        made = _planned(denoiser, config, dry_run, free, *choice)
         if made.fits:
             break
     return made
 
 
-def check(denoiser: Denoiser, config: ErasureConfig) -> Plan:
-    """The plan; ESDError when it does not fit, with the nearest settings that do."""
-    made = plan(denoiser, config)
-    if not made.fits:
-        raise ESDError(
-            f"training needs {_size(made.needed)} beside the model, and {_size(made.free)} are "
-            f"free on {denoiser.device}: {advice(denoiser, config)}"
-        )
-    return made
+def _suggestion(denoiser: Rehearsable, config: ErasureConfig, dry_run: DryRun) -> str:
+    """The nearest settings that fit, in words: the fewest changes that do, the mildest first."""
+    sizes = {(config.width, config.height): dry_run}
 
+    def fits(changes: dict[str, Any]) -> bool:
+        other = config.override(changes)
+        size = other.width, other.height
+        if size not in sizes:
+            sizes[size] = DryRun(denoiser, *size)
+        return _best(denoiser, other, sizes[size]).fits
 
-def advice(denoiser: Denoiser, config: ErasureConfig) -> str:
-    """The nearest settings that fit, in words: as few changes as will do, the mildest first."""
     changes: dict[str, Any] = {}
-    for name, value in _milder(config):
+    for name, value in _memory_savers(config):
         changes[name] = value
-        if not plan(denoiser, config.override(changes)).fits:
+        if not fits(changes):
             continue
         for other in [*changes][:-1]:
             fewer = {n: v for n, v in changes.items() if n != other}
-            if plan(denoiser, config.override(fewer)).fits:
+            if fits(fewer):
                 changes = fewer
-        told = (f"{n.rpartition('.')[2]} = {v}" for n, v in changes.items())
-        return f"it fits with {', '.join(told)}"
+        named = (f"`{name}` = {value}" for name, value in changes.items())
+        return f"it fits with {', '.join(named)}"
     return "no settings make it fit, so use a smaller model or another device"
 
 
-def ran_out(error: BaseException) -> bool:
-    """Whether it tells that memory is used up, on whatever device."""
-    return isinstance(error, MemoryError) or bool(_USED_UP.search(str(error)))
-
-
-def exhausted(error: BaseException) -> ESDError:
-    """What is said of it."""
-    lines = str(error).strip().splitlines()
-    return ESDError(
-        f"the memory was used up ({lines[0] if lines else 'no more is given'}): take gradient "
-        "checkpointing, the optimizer adafactor, the method esd-x-strict, a rank, or a smaller size"
-    )
-
-
-_USED_UP = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
-
-
-def _milder(config: ErasureConfig) -> Iterator[tuple[str, Any]]:
+def _memory_savers(config: ErasureConfig) -> Iterator[tuple[str, Any]]:
     """Settings that take less memory, from the one that costs least."""
     training = config.training
     if training.gradient_checkpointing == "off":
@@ -149,63 +147,55 @@ def _milder(config: ErasureConfig) -> Iterator[tuple[str, Any]]:
 
 
 def _planned(
-    denoiser: Denoiser, config: ErasureConfig, free: int, checkpointing: bool, part: int
+    denoiser: Rehearsable,
+    config: ErasureConfig,
+    dry_run: DryRun,
+    free: int,
+    checkpointing: bool,
+    micro_batch: int,
 ) -> Plan:
-    _, height, width = denoiser.latent_shape(config.width, config.height)
     base = denoiser.parameters()
-    trial = Trial(
-        tuple(sorted((k, _frozen(v)) for k, v in denoiser.unet_config.items())),
-        denoiser.architecture,
-        next(iter(base.values())).dtype,
-        denoiser.compute_dtype,
-        (height, width),
-    )
     training = config.training
-    passes = -(-training.batch_size // part)
+    passes = -(-training.batch_size // micro_batch)
     short = are_short(denoiser.compute_dtype, training.rank, passes)
-    shapes, step = trial.step(config.method, training.rank, part, checkpointing, short)
-    row = trial.evaluation()
+    shapes, step = dry_run.step(config.method, training.rank, micro_batch, checkpointing, short)
+    row = dry_run.evaluation()
     sizes = [4 * shape.numel() for shape in shapes]
     gradients = sum(sizes) // 2 if short else sum(sizes)
     in_float = max(map(sum, in_parts(sizes))) if short else 0
     masters = (2 if training.max_drift else 1) * sum(sizes)
     optimizer = sum(_state(training.optimizer, shape) for shape in shapes)
     held = masters + optimizer
-    bank = _bank(config, height, width)
+    latent = denoiser.latent_shape(config.width, config.height)
+    bank = _bank(config, latent)
     on_device = bank if denoiser.device.type == "cpu" else 0
-    asked = _rows(config)
-    rows = max(1, min(asked, (free - held - on_device) // row))
+    sampling_batch = max(1, min(_rows(config), (free - held - on_device) // row))
     return Plan(
         weights=sum(t.numel() * t.element_size() for t in base.values()),
         masters=masters,
         gradients=gradients,
         optimizer=optimizer,
         activations=max(0, step - gradients),
-        sampling=rows * row,
+        sampling=sampling_batch * row,
         bank=bank,
-        needed=held + on_device + max(step, gradients + in_float, rows * row),
+        needed=held + on_device + max(step, gradients + in_float, sampling_batch * row),
         free=free,
         checkpointing=checkpointing,
-        part=part,
-        rows=rows,
+        micro_batch=micro_batch,
+        sampling_batch=sampling_batch,
     )
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _rows(config: ErasureConfig) -> int:
     """Evaluations of a round that would go through the network together."""
-    prompts = 3 if any(c.anchor or c.erase_from for c in config.concepts) else 2
-    return config.trajectory.count * prompts
+    return config.trajectory.count * max(len(term.rollout()) for term in terms(config))
 
 
-def _bank(config: ErasureConfig, height: int, width: int) -> int:
+def _bank(config: ErasureConfig, latent: tuple[int, ...]) -> int:
     """A round's samples: latent and target in float32, as many to preserve as to erase."""
     sides = 2 if config.preserved else 1
     samples = sides * config.trajectory.count * config.trajectory.steps
-    return samples * 2 * 4 * 4 * height * width
+    return samples * 2 * 4 * prod(latent)
 
 
 def _state(optimizer: str, shape: torch.Size) -> int:

@@ -14,7 +14,7 @@ from ..method.bank import Bank
 from ..method.probes import CONTROL_PROMPTS, Probes
 from ..method.rounds import Rounds
 from ..method.terms import prompts_of, terms
-from ..models.denoiser import Denoiser
+from ..models.denoiser import Denoiser, Rehearsable
 from .checkpoint import StateFile, damaged
 from .events import Control, Events, Outcome
 from .plan import Plan, check
@@ -33,7 +33,7 @@ class Result:
 
 
 def erase(
-    denoiser: Denoiser,
+    denoiser: Rehearsable,
     config: ErasureConfig,
     events: Events,
     control: Control,
@@ -64,7 +64,7 @@ def prepare(
     """The trainer that `erase` runs, for a host that has to reach it on the way."""
     asked, training = terms(config), config.training
     size = config.width, config.height
-    bank = Bank(denoiser, asked, config.trajectory, size, plan.rows)
+    bank = Bank(denoiser, asked, config.trajectory, size, plan.sampling_batch)
     own_state, state = None, None
     if state_file:
         own_state = StateFile(state_file, config.flat(), fingerprint(denoiser.parameters()))
@@ -74,7 +74,7 @@ def prepare(
         config,
         Rounds(bank, training.batch_size, config.seed),
         make_student(denoiser, config),
-        Probes(denoiser, asked, config, plan.rows),
+        Probes(denoiser, asked, config, plan.sampling_batch),
         plan,
         own_state,
     )

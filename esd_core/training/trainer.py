@@ -18,7 +18,8 @@ from ..models.denoiser import Denoiser
 from .checkpoint import StateFile
 from .early_stop import RUNNING, EarlyStop
 from .events import Control, Events, Outcome, Progress
-from .plan import Plan, exhausted, ran_out
+from .out_of_memory import oom_as_error
+from .plan import Plan
 from .student import Student
 from .update import Update
 
@@ -40,7 +41,7 @@ class Trainer:
         self.rounds, self.student, self.probes = rounds, student, probes
         self.state_file = state_file
         masters = list(student.masters.values())
-        passes = -(-config.training.batch_size // plan.part)
+        passes = -(-config.training.batch_size // plan.micro_batch)
         self.update = Update(masters, config.training, denoiser.compute_dtype, passes)
         self.early_stop = EarlyStop(config.training, probes.preserved)
         self.step = 0
@@ -56,14 +57,13 @@ class Trainer:
             ESDError: the loss is not finite, or the memory is used up.
         """
         try:
-            return self._run(events, control)
+            with oom_as_error():
+                return self._run(events, control)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:
+        except BaseException:
             if self.step:
                 self.save(events)
-            if isinstance(error, (MemoryError, RuntimeError)) and ran_out(error):
-                raise exhausted(error) from error
             raise
 
     def _run(self, events: Events, control: Control) -> Outcome:
@@ -93,12 +93,12 @@ class Trainer:
         try:
             batch = self.rounds.next_batch(self.student.tensors)
             losses = []
-            for part in batch.split(self.plan.part):
+            for part in batch.split(self.plan.micro_batch):
                 samples = part.to(self.denoiser.device)
                 prompts = self.rounds.bank.conditioning.select(samples.condition)
                 # Inside until backward has run: checkpointing reads the swapped-in tensors again.
                 with self.denoiser.swapped(self.student.made()):
-                    predicted = self.denoiser.predict_noise(samples.x, samples.sigma, prompts)
+                    predicted = self.denoiser.predict(samples.x, samples.sigma, prompts)
                     loss = regression_loss(predicted, samples.target, samples.weight)
                     loss = loss * (len(part) / len(batch))
                     self._refuse_non_finite(loss, samples.sigma)

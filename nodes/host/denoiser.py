@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
+import comfy.model_base
 import comfy.model_patcher
 import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock
@@ -18,12 +20,11 @@ from torch.utils.checkpoint import checkpoint
 from ...esd_core.errors import ConfigError, ESDError
 from ...esd_core.models.denoiser import Conditioning, Schedule
 from ...esd_core.models.prediction import from_denoised
-from ...esd_core.models.swap import replaced, slot
+from ...esd_core.models.swap import hollowed, replaced, slot
 from ...esd_core.training.student import dense
-from .model import architecture, context_width, parameters, prediction
+from .model import architecture, context_width, prediction
 from .session import compute_dtype, differentiable_attention
 from .text import Texts
-from .unet_config import diffusers_config
 
 
 class HostDenoiser:
@@ -39,8 +40,12 @@ class HostDenoiser:
         self.device: torch.device = model.load_device
         self.compute_dtype = compute_dtype(model)
         self.prediction = prediction(model)
-        self._teacher = parameters(model)
-        modules = dict(model.model.diffusion_model.named_modules())
+        self._take(model.model)
+
+    def _take(self, inner: comfy.model_base.BaseModel) -> None:
+        self._inner = inner
+        self._teacher: dict[str, Tensor] = dict(inner.diffusion_model.named_parameters())
+        modules = dict(inner.diffusion_model.named_modules())
         self._slots = {name: slot(modules, name) for name in self._teacher}
 
     def parameters(self) -> Mapping[str, Tensor]:
@@ -56,8 +61,8 @@ class HostDenoiser:
     def checkpointed(self, enabled: bool) -> Iterator[None]:
         """The host has no switch for it: blocks forget what they computed, one by one."""
         kinds = (ResBlock, BasicTransformerBlock)
-        unet = self.model.model.diffusion_model
-        blocks = [block for block in unet.modules() if enabled and isinstance(block, kinds)]
+        modules = self._inner.diffusion_model.modules()
+        blocks = [block for block in modules if enabled and isinstance(block, kinds)]
         try:
             for block in blocks:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
@@ -66,12 +71,16 @@ class HostDenoiser:
             for block in blocks:
                 block.__dict__.pop("forward", None)  # the class's own shows again
 
-    @property
-    def unet_config(self) -> Mapping[str, Any]:
-        return diffusers_config(self.model)
-
     def free_memory(self) -> int:
         return int(get_free_memory(self.device))
+
+    def hollow(self) -> HostDenoiser:
+        inner = copy.copy(self._inner)
+        inner._modules = dict(inner._modules)  # which the copy shares
+        inner._modules["diffusion_model"] = hollowed(inner.diffusion_model)
+        other = copy.copy(self)
+        other._take(inner)
+        return other
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         factor = self.architecture.latent_factor
@@ -109,12 +118,12 @@ class HostDenoiser:
             ).to(self.device)
         return Conditioning(states.to(self.device), vector)
 
-    def predict_noise(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+    def predict(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         throw_exception_if_processing_interrupted()
         vector: dict[str, Any] = {}
         if conditioning.pooled is not None:
             vector = {"y": conditioning.pooled}
-        denoised = self.model.model.apply_model(
+        denoised = self._inner.apply_model(
             x,
             sigma,
             c_crossattn=conditioning.context,

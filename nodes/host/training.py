@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,8 +17,9 @@ from ...esd_core.errors import ESDError
 from ...esd_core.files.cover import covered
 from ...esd_core.files.erasure import Erasure, read_erasure, write_erasure
 from ...esd_core.storage.reading import read_header
-from ...esd_core.training import plan as memory
 from ...esd_core.training.checkpoint import RESUMABLE
+from ...esd_core.training.out_of_memory import oom_as_error
+from ...esd_core.training.plan import check
 from ...esd_core.training.run import Result, encoded_prompts, finish, prepare
 from ...esd_core.training.trainer import Trainer
 from . import cancel, folders
@@ -75,14 +75,14 @@ def train(
     refuse_quantised(model)
     texts = Texts(clip)
     texts.learn(encoded_prompts(config))
-    with lent(model, config.training.precision, _needed(model)) as own, memory_told():
+    with lent(model, config.training.precision, _needed(model)) as own, oom_as_error():
         denoiser = HostDenoiser(own, texts)
         course = _course(config, denoiser, texts)
         run = _digest([course, {n: v for n, v in config.flat().items() if n not in _REPORTING}])
         known = _known(prefix, run)
         if known:
             return known
-        plan = memory.check(denoiser, config)
+        plan = check(denoiser, config)
         say(f"{plan};\nrecording what the model predicts", node)
         state = folders.state_file(course)
         trainer = prepare(denoiser, config, plan, state, resume and state.is_file())
@@ -148,14 +148,3 @@ def _needed(model: comfy.model_patcher.ModelPatcher) -> float:
     """On an accelerator everything else makes room; on the CPU there is nowhere to go."""
     is_cpu = comfy.model_management.is_device_cpu(model.load_device)
     return 0 if is_cpu else _EVERYTHING
-
-
-@contextmanager
-def memory_told() -> Iterator[None]:
-    """ESDError when the memory runs out in there: an accelerator's, or the CPU's."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not memory.ran_out(error):
-            raise
-        raise memory.exhausted(error) from error

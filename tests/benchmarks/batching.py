@@ -18,11 +18,11 @@ PAIRS = 5
 class OneAtATime(DiffusersDenoiser):
     """Every row goes through the network alone."""
 
-    def predict_noise(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+    def predict(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         rows = range(len(x))
         return torch.cat(
             [
-                super(OneAtATime, self).predict_noise(
+                super(OneAtATime, self).predict(
                     x[i : i + 1], sigma[i : i + 1], conditioning.select([i])
                 )
                 for i in rows

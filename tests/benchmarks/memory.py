@@ -93,8 +93,8 @@ def official(sizes: dict[str, Any]) -> dict[str, int]:
     for _ in range(STEPS):
         optimizer.zero_grad()
         with torch.no_grad():
-            concept, empty = (teacher.predict_noise(x, sigma, rows.select([i])) for i in (0, 1))
-        predicted = student.predict_noise(x, sigma, rows.select([0]))
+            concept, empty = (teacher.predict(x, sigma, rows.select([i])) for i in (0, 1))
+        predicted = student.predict(x, sigma, rows.select([0]))
         (predicted - (2 * empty - concept)).square().mean().backward()
         optimizer.step()
     return {"peak": peak_bytes()}

@@ -28,7 +28,7 @@ def official(denoiser: Denoiser, config: ErasureConfig) -> Trainer:
     trainer = pocket.trainer(denoiser, config)
     size = config.width, config.height
     trainer.rounds.bank = OfficialScheduleBank(
-        denoiser, terms(config), config.trajectory, size, trainer.plan.rows
+        denoiser, terms(config), config.trajectory, size, trainer.plan.sampling_batch
     )
     return trainer
 

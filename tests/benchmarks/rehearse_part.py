@@ -33,9 +33,9 @@ def headless(folder: Path, sizes: dict[str, Any]) -> dict[str, Any]:
     rows = denoiser.encode(["Van Gogh"], 256, 256)
     x, sigma = torch.ones(1, 4, 32, 32), torch.ones(1)
     with torch.no_grad():
-        before = denoiser.predict_noise(x, sigma, rows)
+        before = denoiser.predict(x, sigma, rows)
         with applied(denoiser, [(erasure, 1.0)]):
-            moved = float((denoiser.predict_noise(x, sigma, rows) - before).norm() / before.norm())
+            moved = float((denoiser.predict(x, sigma, rows) - before).norm() / before.norm())
     return {**result.report, "moved": moved}
 
 

@@ -30,7 +30,7 @@ class Counter(DiffusersDenoiser):
 
     rows = 0
 
-    def predict_noise(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+    def predict(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         self.rows += len(x)
         module, leaf = self._slots["middle_block.1.transformer_blocks.0.attn2.to_k.weight"]
         return torch.zeros_like(x) * dense(module._parameters[leaf]).sum()

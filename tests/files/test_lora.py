@@ -135,11 +135,11 @@ def test_diffusers_loads_it_and_predicts_as_with_the_change(tmp_path):
     x = torch.randn(2, 4, 16, 16, generator=generator)
     rows, sigma = pocket.encode(["a house", ""], 128, 128), torch.tensor([8.0, 1.0])
     with torch.no_grad():
-        plain = pocket.predict_noise(x, sigma, rows)
+        plain = pocket.predict(x, sigma, rows)
         merged = {name: pocket.parameters()[name] + part for name, part in change.items()}
         with pocket.swapped(merged):
-            expected = pocket.predict_noise(x, sigma, rows)
+            expected = pocket.predict(x, sigma, rows)
         pocket.pipeline.load_lora_weights(path)
-        came = pocket.predict_noise(x, sigma, rows)
+        came = pocket.predict(x, sigma, rows)
     assert (expected - plain).norm() > 0.1 * plain.norm()
     assert torch.allclose(came, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))

@@ -37,7 +37,7 @@ with torch.inference_mode():  # as the server runs nodes
         found = {f"parameters.{name}": value.detach() for name, value in teacher.items()}
         found["context"] = rows.context
         with torch.no_grad():
-            found["prediction"] = denoiser.predict_noise(asked["x"], asked["sigma"], rows)
+            found["prediction"] = denoiser.predict(asked["x"], asked["sigma"], rows)
             pair = [rows.select([0]), rows.select([1])]
             schedule = denoiser.schedule(20)
             found["trajectory"] = sample(denoiser, asked["noise"], pair, schedule, 3.0)
@@ -45,7 +45,7 @@ with torch.inference_mode():  # as the server runs nodes
         for name, checkpointed in (("gradient", False), ("gradient_checkpointed", True)):
             master = teacher[gradient_of].detach().clone().requires_grad_()
             with denoiser.checkpointed(checkpointed), denoiser.swapped({gradient_of: master}):
-                denoiser.predict_noise(asked["x"], asked["sigma"], rows).sum().backward()
+                denoiser.predict(asked["x"], asked["sigma"], rows).sum().backward()
             found[name] = master.grad
     after = model.model.diffusion_model.named_parameters()
     untouched = all(value.is_inference() and value.equal(before[name]) for name, value in after)

@@ -71,7 +71,7 @@ def test_text_and_noise_levels_are_the_same(host, pocket):
 def test_the_prediction_is_the_same(host, pocket, request_of):
     rows = pocket.encode(PROMPTS, 128, 128)
     with torch.no_grad():
-        own = pocket.predict_noise(request_of["x"], request_of["sigma"], rows)
+        own = pocket.predict(request_of["x"], request_of["sigma"], rows)
     for there, here in zip(host[0]["prediction"], own, strict=True):
         assert relative(there, here) < TOLERANCE
 
@@ -88,7 +88,7 @@ def test_the_gradient_is_the_same(host, pocket, request_of, name):
     master = pocket.parameters()[TRAINED].detach().clone().requires_grad_()
     rows = pocket.encode(PROMPTS, 128, 128)
     with pocket.swapped({TRAINED: master}):
-        pocket.predict_noise(request_of["x"], request_of["sigma"], rows).sum().backward()
+        pocket.predict(request_of["x"], request_of["sigma"], rows).sum().backward()
     assert relative(host[0][name], master.grad) < TOLERANCE
 
 
@@ -138,7 +138,7 @@ def test_the_same_training_gives_the_same_erasure(server, pocket, request_of):
 def predicted(pocket, request_of, erasure):
     rows = pocket.encode(PROMPTS, 128, 128)
     with torch.no_grad(), applied(pocket, [(erasure, 1.0)]):
-        return pocket.predict_noise(request_of["x"], request_of["sigma"], rows)
+        return pocket.predict(request_of["x"], request_of["sigma"], rows)
 
 
 def settings(training, options):

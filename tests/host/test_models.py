@@ -79,7 +79,7 @@ def test_what_fits_the_memory_is_not_refused(trees):
 
 def test_memory_that_is_used_up_all_the_same_is_told(trees):
     told = trees["memory"]["used up"]
-    assert told.startswith("the memory was used up") and told.endswith("or a smaller size")
+    assert told.startswith("out of memory (") and told.endswith("or a smaller size")
 
 
 # -- small ones, in the server -----------------------------------------------------------------

@@ -101,9 +101,9 @@ def test_the_diffusers_folder_loads_and_predicts_the_same(server, saved):
     sigma = torch.tensor([10.0, 1.0])
     with torch.no_grad():
         with pocket.swapped(weights):
-            expected = pocket.predict_noise(x, sigma, rows)
+            expected = pocket.predict(x, sigma, rows)
         pocket.unet = unet
-        came = pocket.predict_noise(x, sigma, rows)
+        came = pocket.predict(x, sigma, rows)
     assert torch.allclose(came, expected, rtol=1e-4, atol=1e-5)
 
 

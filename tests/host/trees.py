@@ -18,11 +18,11 @@ import comfy.model_detection  # noqa: E402
 import comfy.model_patcher  # noqa: E402
 import torch  # noqa: E402
 from diffusers import UNet2DConditionModel  # noqa: E402
-from esd_pack.esd_core import memory  # noqa: E402
 from esd_pack.esd_core.config.settings import METHODS, ErasureConfig  # noqa: E402
 from esd_pack.esd_core.errors import ESDError  # noqa: E402
+from esd_pack.esd_core.training import plan as memory  # noqa: E402
+from esd_pack.esd_core.training.out_of_memory import oom_as_error  # noqa: E402
 from esd_pack.esd_core.training.selection import select  # noqa: E402
-from esd_pack.nodes.host import training  # noqa: E402
 from esd_pack.nodes.host.denoiser import HostDenoiser  # noqa: E402
 from esd_pack.nodes.host.model import architecture, parameters  # noqa: E402
 
@@ -70,7 +70,7 @@ def planned(model, **settings):
 def used_up():
     """What is said when the CPU's own allocator gives up, at a petabyte."""
     try:
-        with training.memory_told():
+        with oom_as_error():
             torch.empty(1 << 50)
     except ESDError as error:
         return str(error)

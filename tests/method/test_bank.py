@@ -23,7 +23,7 @@ def eps(denoiser, x, sigma, prompt):
     """The model's prediction for one sample, the prompt encoded anew."""
     with torch.no_grad():
         row = denoiser.encode([prompt], 64, 64)
-        return denoiser.predict_noise(x[None], sigma[None], row)[0]
+        return denoiser.predict(x[None], sigma[None], row)[0]
 
 
 def sampled(denoiser, settings, student=None, **overrides):

@@ -69,7 +69,7 @@ def test_predicting_together_is_predicting_one_by_one(denoiser):
         together = predict_together(denoiser, x, 3.0, prompts)
         for i, prompt in enumerate(prompts):
             for j in range(2):
-                one = denoiser.predict_noise(x[j : j + 1], torch.tensor([3.0]), prompt.select([j]))
+                one = denoiser.predict(x[j : j + 1], torch.tensor([3.0]), prompt.select([j]))
                 # float32 through a network: the prompts' predictions differ by a tenth
                 assert (together[i][j : j + 1] - one).norm() < 1e-5 * one.norm()
 

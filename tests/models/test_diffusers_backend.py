@@ -16,8 +16,8 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from esd_core.errors import ConfigError, ESDError, FileError
-from esd_core.method.objective import erasure_target
 from esd_core.method.sampling import sample
+from esd_core.method.terms import Term
 from esd_core.models.architectures import SD1, SD2, SDXL
 from esd_core.models.diffusers_backend import DiffusersDenoiser, automatic_precision, load_denoiser
 from esd_core.pocket.models import build_vae
@@ -141,7 +141,7 @@ def test_zero_terminal_snr_is_followed(make_denoiser, monkeypatch):
     )
     spy, schedule = spied(denoiser, monkeypatch), denoiser.schedule(5)
     assert schedule.sigmas[0].item() == pytest.approx((2**24 - 1) ** 0.5, rel=1e-6)
-    denoiser.predict_noise(torch.zeros(1, 4, 1, 1), schedule.sigmas[:1], one_prompt(denoiser, 1))
+    denoiser.predict(torch.zeros(1, 4, 1, 1), schedule.sigmas[:1], one_prompt(denoiser, 1))
     assert spy.timestep.tolist() == [999.0]
 
 
@@ -207,7 +207,7 @@ def test_every_sigma_gets_its_own_timestep(make_denoiser, monkeypatch, spacing):
         assert len(sigmas) == steps + 1 and sigmas[-1] == 0
         assert torch.equal(sigmas, scheduler.sigmas)
         x = torch.zeros(steps, 4, 1, 1)
-        denoiser.predict_noise(x, sigmas[:-1], one_prompt(denoiser, steps))
+        denoiser.predict(x, sigmas[:-1], one_prompt(denoiser, steps))
         got = spy.timestep.double().numpy()
         # Float32 rounds a sigma, and with it what can be recovered: by its own spacing over the
         # slope of sigma in t. Twice in the schedule, once on the way; and the timestep itself.
@@ -236,7 +236,7 @@ def test_network_gets_scaled_latents_and_the_prompts_size(denoiser, monkeypatch)
     spy = spied(denoiser, monkeypatch)
     x = torch.ones(2, 4, 2, 2)
     both = denoiser.encode(["a house", "a boat"], 640, 320)
-    denoiser.predict_noise(x, torch.tensor([0.75, 2.4]), both)
+    denoiser.predict(x, torch.tensor([0.75, 2.4]), both)
     # sqrt(0.75^2 + 1) = 1.25 and sqrt(2.4^2 + 1) = 2.6
     torch.testing.assert_close(spy.sample[:, 0, 0, 0], torch.tensor([1 / 1.25, 1 / 2.6]))
     assert spy.added["time_ids"].tolist() == [[320, 640, 0, 0, 320, 640]] * 2
@@ -248,7 +248,7 @@ def test_v_prediction_by_hand(make_denoiser, monkeypatch):
     denoiser = make_denoiser(prediction_type="v_prediction")
     spied(denoiser, monkeypatch, answer=torch.full((1, 4, 2, 2), 1.0))
     x = torch.full((1, 4, 2, 2), 1 + 0.75 * 2)
-    eps = denoiser.predict_noise(x, torch.tensor([0.75]), one_prompt(denoiser, 1))
+    eps = denoiser.predict(x, torch.tensor([0.75]), one_prompt(denoiser, 1))
     torch.testing.assert_close(eps, torch.full_like(x, 2.0))
 
 
@@ -261,10 +261,12 @@ def test_target_of_a_v_model_is_the_target_of_its_v(make_denoiser, monkeypatch):
     eps = []
     for answer in raw:
         spied(denoiser, monkeypatch, answer)
-        eps.append(denoiser.predict_noise(x, sigma, one_prompt(denoiser, 1)))
-    target = erasure_target(*eps, 1.5)
+        eps.append(denoiser.predict(x, sigma, one_prompt(denoiser, 1)))
+    term = Term("c", "a", "c", "", 1.5)
+    target = term.target(dict(zip(("a", "c", ""), eps, strict=True)))
     v = (target - 2.4 * (x - 2.4 * target)) / 2.6
-    torch.testing.assert_close(v, erasure_target(*raw, 1.5), rtol=1e-5, atol=1e-5)
+    expected = term.target(dict(zip(("a", "c", ""), raw, strict=True)))
+    torch.testing.assert_close(v, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -275,9 +277,7 @@ def test_half_precision_predicts_in_float32(make_denoiser, dtype):
     x = 5 * torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(5))
     sigma = torch.tensor([5.0, 5.0])
     with torch.no_grad():
-        got, expected = (
-            model.predict_noise(x, sigma, one_prompt(model, 2)) for model in (coarse, exact)
-        )
+        got, expected = (model.predict(x, sigma, one_prompt(model, 2)) for model in (coarse, exact))
     assert got.dtype == torch.float32
     assert distance(got, expected) < 16 * torch.finfo(dtype).eps
 
@@ -318,7 +318,7 @@ def test_every_parameter_has_one_canonical_name(denoiser):
 def prediction(denoiser):
     x = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(6))
     with torch.no_grad():
-        return denoiser.predict_noise(x, torch.tensor([1.0]), one_prompt(denoiser, 1))
+        return denoiser.predict(x, torch.tensor([1.0]), one_prompt(denoiser, 1))
 
 
 def test_swapped_in_tensors_compute_and_go(denoiser):
@@ -368,7 +368,7 @@ def test_gradients_flow_into_swapped_in_tensors_alone(make_denoiser):
     student = denoiser.parameters()[NAME].detach().clone().requires_grad_()
     with denoiser.swapped({NAME: student}):
         x = torch.ones(1, 4, 8, 8)
-        out = denoiser.predict_noise(x, torch.tensor([1.0]), one_prompt(denoiser, 1))
+        out = denoiser.predict(x, torch.tensor([1.0]), one_prompt(denoiser, 1))
         out.square().mean().backward()
     assert student.grad.abs().max() > 0
     parts = [m for m in denoiser.pipeline.components.values() if isinstance(m, torch.nn.Module)]
@@ -398,7 +398,7 @@ def gradients(denoiser, checkpointing):
     x = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(7))
     with denoiser.checkpointed(checkpointing), denoiser.swapped(student):
         sigma = torch.tensor([0.5, 5.0])
-        out = denoiser.predict_noise(x, sigma, one_prompt(denoiser, 2))
+        out = denoiser.predict(x, sigma, one_prompt(denoiser, 2))
         out.square().mean().backward()
     hook.remove()
     return {name: p.grad for name, p in student.items()}, len(runs)

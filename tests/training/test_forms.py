@@ -1,12 +1,12 @@
 """Every form of line erases, by every preset that ships."""
 
 import pytest
+from trainers import probes_of
 
 from esd_core.config.presets import load_preset, preset_names
 from esd_core.config.settings import ErasureConfig, override
 from esd_core.models.diffusers_backend import load_denoiser
 from esd_core.training.run import erase
-from trainers import probes_of
 
 LINES = ("Van Gogh", "Van Gogh -> Mondrian", "Van Gogh <- a house in the style of Van Gogh")
 SHORT = {

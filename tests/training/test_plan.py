@@ -18,6 +18,7 @@ from esd_core.config.settings import TrainingConfig
 from esd_core.errors import ConfigError, ESDError
 from esd_core.models.diffusers_backend import DiffusersDenoiser
 from esd_core.training import plan as memory
+from esd_core.training import run
 from esd_core.training.run import erase
 from esd_core.training.selection import select
 
@@ -120,24 +121,24 @@ def test_auto_recomputes_only_where_it_must(small, settings):
     for free, expected in ((off, False), (off - 1, True), (on, True)):
         small.free = free
         plan = memory.check(small, settings(LARGE))
-        assert plan.checkpointing == expected and plan.part == 4
+        assert plan.checkpointing == expected and plan.micro_batch == 4
 
 
 def test_a_batch_is_split_before_a_run_is_refused(small, settings):
     small.free = needs(small, settings, gradient_checkpointing="on") - 1
     plan = memory.check(small, settings(LARGE))
-    assert plan.checkpointing and plan.part < 4 and plan.fits
+    assert plan.checkpointing and plan.micro_batch < 4 and plan.fits
 
 
 def test_a_run_that_does_not_fit_does_not_start(small, settings, recorder, monkeypatch):
     """It names settings that do fit."""
     small.free = 0
     small.free = memory.plan(small, settings(LARGE)).needed - 1  # of parts of one sample
-    monkeypatch.setattr(small, "predict_noise", None)  # what would be called first
+    monkeypatch.setattr(run, "Bank", None)  # what would be made first
     host = recorder()
     with pytest.raises(ESDError, match=r"needs .* MB .* free on cpu: it fits with") as told:
         erase(small, settings(LARGE), host, host)
-    assert str(told.value).endswith("it fits with optimizer = adafactor")
+    assert str(told.value).endswith("it fits with `training.optimizer` = adafactor")
     milder = {**LARGE, "training.optimizer": "adafactor"}
     assert memory.plan(small, settings(milder)).fits
 
@@ -154,7 +155,7 @@ def test_parts_of_a_batch_add_up_to_it(small, settings, overrides):
     """Gradients of one step: split in three and whole, to float32's rounding."""
     config, gradients = settings({"training.max_grad_norm": 0.0, **overrides}), []
     for part in (4, 3):
-        plan = replace(memory.plan(small, config), part=part)
+        plan = replace(memory.plan(small, config), micro_batch=part)
         trainer = trainer_of(small, config, plan=plan)
         kept = []
         masters = trainer.student.masters.values()
@@ -172,9 +173,9 @@ class Counting(Small):
 
     rows: list[int]
 
-    def predict_noise(self, x, sigma, conditioning):
+    def predict(self, x, sigma, conditioning):
         self.rows.append(len(x))
-        return super().predict_noise(x, sigma, conditioning)
+        return super().predict(x, sigma, conditioning)
 
 
 def test_a_round_is_split_to_fit(pipeline, settings):
@@ -197,11 +198,11 @@ class Exhausted(Small):
 
     calls, last = 0, 10**9
 
-    def predict_noise(self, x, sigma, conditioning):
+    def predict(self, x, sigma, conditioning):
         self.calls += 1
         if self.calls > self.last:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return super().predict_noise(x, sigma, conditioning)
+        return super().predict(x, sigma, conditioning)
 
 
 @pytest.mark.parametrize("at", [1, 4])
@@ -219,7 +220,7 @@ def test_the_state_is_kept_and_the_run_ends_with_the_same_bits(
         denoiser.calls, denoiser.last = 0, at
 
     broken.at = {1: use_up}
-    with pytest.raises(ESDError, match=r"memory was used up \(CUDA out of memory.*checkpointing"):
+    with pytest.raises(ESDError, match=r"out of memory \(CUDA out of memory.*checkpointing"):
         erase(denoiser, config, broken, broken, file)
     assert all(torch.equal(p, before[n]) for n, p in denoiser.parameters().items())
     denoiser.last = 10**9

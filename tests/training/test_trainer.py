@@ -44,7 +44,7 @@ class Untouched:
         x = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(8))
         with torch.no_grad():
             row = self.denoiser.encode(["Van Gogh"], 64, 64)
-            return self.denoiser.predict_noise(x, torch.tensor([2.0]), row)
+            return self.denoiser.predict(x, torch.tensor([2.0]), row)
 
     def check(self):
         now = everything(self.denoiser)
@@ -165,7 +165,7 @@ def test_the_first_loss_by_hand(denoiser, settings, recorder):
         both = denoiser.encode(["Van Gogh", ""], 64, 64)
         for row in rows[rows < samples.erasing]:
             x, sigma = samples.x[row], samples.sigma[row]
-            concept, empty = denoiser.predict_noise(
+            concept, empty = denoiser.predict(
                 torch.stack([x, x]), torch.stack([sigma, sigma]), both
             )
             total += (1 + eta) ** 2 * float((concept - empty).square().mean())
