@@ -16,7 +16,7 @@ import torch
 
 from ..config.settings import ErasureConfig
 from ..errors import ESDError
-from ..method.terms import terms
+from ..method.contexts import term_source
 from ..models.denoiser import Rehearsable
 from .dry_run import DryRun
 from .gradients import are_short, in_parts
@@ -188,7 +188,7 @@ def _planned(
 
 def _rows(config: ErasureConfig) -> int:
     """Evaluations of a round that would go through the network together."""
-    return config.trajectory.count * max(len(term.rollout()) for term in terms(config))
+    return config.trajectory.count * max(len(term.rollout()) for term in term_source(config).terms)
 
 
 def _bank(config: ErasureConfig, latent: tuple[int, ...]) -> int:

@@ -11,6 +11,8 @@ import torch
 from ..config.settings import ErasureConfig
 from ..files.erasure import Erasure, fingerprint, make_erasure
 from ..method.bank import Bank
+from ..method.contexts import term_source
+from ..method.objective import v_weight
 from ..method.probes import CONTROL_PROMPTS, Probes
 from ..method.rounds import Rounds
 from ..method.terms import prompts_of, terms
@@ -64,7 +66,11 @@ def prepare(
     """The trainer that `erase` runs, for a host that has to reach it on the way."""
     asked, training = terms(config), config.training
     size = config.width, config.height
-    bank = Bank(denoiser, asked, config.trajectory, size, plan.sampling_batch)
+    weigh = None
+    if training.loss_weight == "v":
+        weigh = v_weight(denoiser.schedule(config.trajectory.steps).sigmas[:-1])
+    source = term_source(config)
+    bank = Bank(denoiser, source, config.trajectory, size, plan.sampling_batch, weigh)
     own_state, state = None, None
     if state_file:
         own_state = StateFile(state_file, config.flat(), fingerprint(denoiser.parameters()))
@@ -88,7 +94,7 @@ def prepare(
 
 def encoded_prompts(config: ErasureConfig) -> tuple[str, ...]:
     """All that a run encodes, for a host that does so beforehand."""
-    return (*prompts_of(terms(config)), *CONTROL_PROMPTS)
+    return (*prompts_of(term_source(config).terms), *CONTROL_PROMPTS)
 
 
 def finish(trainer: Trainer, outcome: Outcome) -> Result:
