@@ -2,14 +2,15 @@
 
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 from trainers import trainer_of
 
-from esd_core.training import update
-from esd_core.training.gradients import ShortGradients, are_short, in_parts
+from esd_core.training import plan as memory
+from esd_core.training.gradients import Bf16Gradients, chunks, keeps_bf16
 
 
 def masters_with(gradients):
@@ -37,7 +38,7 @@ def test_a_step_has_the_bits_of_one_in_float32(make, max_norm):
         optimizer.step()
         optimizer.zero_grad()
     short, backward = masters_with(GRADIENTS)
-    held, optimizer = ShortGradients(short), make(short, lr=0.1)
+    held, optimizer = Bf16Gradients(short), make(short, lr=0.1)
     for _ in range(3):
         backward()
         assert all(m.grad is None for m in short)
@@ -53,7 +54,7 @@ def test_they_are_clipped_by_the_norm_of_all():
     backward()
     torch.nn.utils.clip_grad_norm_(plain, 0.5)
     short, backward = masters_with(GRADIENTS)
-    held = ShortGradients(short)
+    held = Bf16Gradients(short)
     backward()
     held.step(torch.optim.SGD(short, lr=1.0), 0.5)
     for old, new, expected in zip(before, short, plain, strict=True):
@@ -63,7 +64,7 @@ def test_they_are_clipped_by_the_norm_of_all():
 def test_a_master_without_a_gradient_stays():
     masters, _ = masters_with(GRADIENTS[:3])
     before = [m.detach().clone() for m in masters]
-    held = ShortGradients(masters)
+    held = Bf16Gradients(masters)
     (masters[1].bfloat16() * GRADIENTS[1]).sum().backward()
     held.step(torch.optim.SGD(masters, lr=1.0), 0.0)
     moved = [not torch.equal(m, b) for m, b in zip(masters, before, strict=True)]
@@ -73,7 +74,7 @@ def test_a_master_without_a_gradient_stays():
 def test_what_is_forgotten_is_not_stepped():
     masters, backward = masters_with(GRADIENTS[:3])
     before = [m.detach().clone() for m in masters]
-    held = ShortGradients(masters)
+    held = Bf16Gradients(masters)
     backward()
     held.clear()
     held.step(torch.optim.SGD(masters, lr=1.0), 0.0)
@@ -83,7 +84,7 @@ def test_what_is_forgotten_is_not_stepped():
 def test_masters_go_with_their_last_user():
     """Without waiting for the garbage collector: they are gigabytes."""
     masters, backward = masters_with(GRADIENTS[:3])
-    held = ShortGradients(masters)
+    held = Bf16Gradients(masters)
     backward()
     references = [weakref.ref(master) for master in masters]
     gc.disable()
@@ -97,7 +98,7 @@ def test_masters_go_with_their_last_user():
 
 @pytest.mark.parametrize("count", [1, 2, 16, 17, 140, 1122])
 def test_parts_are_all_of_it_in_order(count):
-    parts = in_parts(range(count))
+    parts = chunks(range(count))
     assert [item for part in parts for item in part] == list(range(count))
     assert len(parts) <= 16 and len(parts[0]) <= -(-count // 16)
 
@@ -113,26 +114,24 @@ def test_parts_are_all_of_it_in_order(count):
     ],
 )
 def test_only_where_16_bits_hold_them(dtype, rank, passes, expected):
-    assert are_short(dtype, rank, passes) == expected
+    assert keeps_bf16(dtype, rank, passes) == expected
 
 
 # -- in a training ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("checkpointing", ["on", "off"])
-def test_training_in_bf16_has_the_same_bits_either_way(
-    make_denoiser, settings, monkeypatch, checkpointing
-):
+def test_training_in_bf16_has_the_same_bits_either_way(make_denoiser, settings, checkpointing):
     """The same steps, with gradients in 16 bits and in 32."""
     denoiser, changes = make_denoiser(torch.bfloat16), []
     config = settings(
         {"training.max_grad_norm": 0.0, "training.gradient_checkpointing": checkpointing}
     )
+    planned = memory.plan(denoiser, config)
+    assert planned.keeps_bf16
     for short in (True, False):
-        if not short:
-            monkeypatch.setattr(update, "are_short", lambda *_: False)
-        trainer = trainer_of(denoiser, config)
-        assert bool(trainer.update.short_gradients) == short
+        trainer = trainer_of(denoiser, config, plan=replace(planned, keeps_bf16=short))
+        assert bool(trainer.update.bf16_gradients) == short
         with denoiser.checkpointed(trainer.plan.checkpointing):
             for _ in range(2):
                 trainer.take_step()
@@ -147,7 +146,7 @@ def test_they_are_as_large_as_planned(make_denoiser, settings):
     masters, seen = list(trainer.student.masters.values()), []
 
     def note(*_):
-        held = sum(g.nbytes for g in trainer.update.short_gradients._held.values())
+        held = sum(g.nbytes for g in trainer.update.bf16_gradients._held.values())
         in_float = sum(m.grad.nbytes for m in masters if m.grad is not None)
         seen.append((held, in_float))
 
