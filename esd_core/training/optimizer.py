@@ -112,8 +112,9 @@ class WholeAdafactor(Adafactor):
         for master, value, state in self._before or ():
             master.copy_(value)
             master.grad = None
-            self.state.pop(master, None)
-            if state is not None:
+            if state is None:
+                self.state.pop(master, None)
+            else:
                 self.state[master] = state
 
 

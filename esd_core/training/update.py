@@ -31,8 +31,11 @@ class Update:
         self._masters, self._training = masters, training
         self.optimizer = make_optimizer(training, masters)
         self.bf16_gradients = Bf16Gradients(masters) if keeps_bf16 else None
-        device = masters[0].device.type
-        self.scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
+        self._is_scaled = dtype == torch.float16
+        self.scaler = self._new_scaler()
+
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(self._masters[0].device.type, enabled=self._is_scaled)
 
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
@@ -60,6 +63,9 @@ class Update:
         self.optimizer.zero_grad(set_to_none=True)
         if self.bf16_gradients:
             self.bf16_gradients.clear()
+        # A scaler remembers that it has unscaled the gradients, and would refuse the next ones.
+        state, self.scaler = self.scaler.state_dict(), self._new_scaler()
+        self.scaler.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:
         return {
