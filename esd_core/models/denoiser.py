@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .architectures import Architecture
 from .prediction import Prediction
+from .swap import Weight
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Denoiser(Protocol):
         """The teacher's tensors under their canonical (LDM) names, in the model's order."""
         ...
 
-    def swapped(self, tensors: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+    def swapped(self, tensors: Mapping[str, Weight]) -> AbstractContextManager[None]:
         """Inside, the network computes with these tensors, and gradients flow into them.
 
         Stay inside until backward has run: recomputation under checkpointing reads them again.

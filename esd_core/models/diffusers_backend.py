@@ -24,7 +24,7 @@ from .architectures import Architecture, like
 from .denoiser import Conditioning, Schedule
 from .keys import diffusers_to_canonical
 from .prediction import prediction
-from .swap import hollowed, replaced, slot
+from .swap import Weight, hollowed, replaced, slot
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 POCKET = "pocket"
@@ -62,7 +62,7 @@ class DiffusersDenoiser:
     def parameters(self) -> Mapping[str, Tensor]:
         return self._teacher
 
-    def swapped(self, tensors: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+    def swapped(self, tensors: Mapping[str, Weight]) -> AbstractContextManager[None]:
         return replaced(self._slots, tensors)
 
     @contextmanager

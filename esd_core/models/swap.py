@@ -3,14 +3,45 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 Slot = tuple[nn.Module, str]
 """A module, and the parameter's name in it."""
+
+
+class LazyWeight:
+    """A weight that is materialized when a layer uses it, and freed right after.
+
+    So the 16-bit (or expanded low-rank) copies of all trained weights never exist at once. torch
+    asks `__torch_function__` of whatever has it, tensor or not.
+    """
+
+    def __init__(self, make: Callable[[], Tensor], like: Tensor, dtype: torch.dtype) -> None:
+        self.make = make
+        self.shape, self.device, self.dtype = like.shape, like.device, dtype
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {name: materialize(value) for name, value in (kwargs or {}).items()}
+        return func(*map(materialize, args), **given)
+
+
+Weight = Tensor | LazyWeight
+"""What a layer can compute with."""
+
+
+def materialize(value: Any) -> Any:
+    """The tensor of a LazyWeight, also in a list of tensors; anything else is itself."""
+    if isinstance(value, LazyWeight):
+        return value.make()
+    if isinstance(value, (list, tuple)) and any(isinstance(item, LazyWeight) for item in value):
+        return type(value)(map(materialize, value))
+    return value
 
 
 def slot(modules: Mapping[str, nn.Module], name: str) -> Slot:
@@ -20,7 +51,7 @@ def slot(modules: Mapping[str, nn.Module], name: str) -> Slot:
 
 
 @contextmanager
-def replaced(slots: Mapping[str, Slot], tensors: Mapping[str, Tensor]) -> Iterator[None]:
+def replaced(slots: Mapping[str, Slot], tensors: Mapping[str, Weight]) -> Iterator[None]:
     """Inside, modules compute with these tensors, and gradients flow into them.
 
     The parameters themselves are not written to. On leaving, a tensor that somebody else has put

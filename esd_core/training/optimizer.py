@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeVar
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.optimization import Adafactor
 
 from ..config.settings import TrainingConfig
 from ..errors import ConfigError
+
+_T = TypeVar("_T")
+_CHUNKS = 16
+
+
+def chunks(items: Sequence[_T]) -> list[Sequence[_T]]:
+    """Those that take their step together, one chunk after the other."""
+    size = -(-len(items) // _CHUNKS)
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def make_optimizer(training: TrainingConfig, masters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """As `training.optimizer` says; ConfigError where its package is missing."""
     rate, decay = training.learning_rate, training.weight_decay
     if training.optimizer == "adafactor":
-        return Adafactor(
+        return WholeAdafactor(
             masters, lr=rate, weight_decay=decay, scale_parameter=False, relative_step=False
         )
     if training.optimizer == "adamw8bit":
         return _eight_bit(masters, rate, decay)
     # Fused: no copies of all masters in between, as the default on an accelerator makes.
-    return torch.optim.AdamW(masters, lr=rate, weight_decay=decay, fused=_fuses(masters[0].device))
-
-
-def _fuses(device: torch.device) -> bool:
-    return device.type in ("cuda", "cpu")
+    fused = masters[0].device.type in ("cuda", "cpu")
+    optimizer = torch.optim.AdamW(masters, lr=rate, weight_decay=decay, fused=fused)
+    for master in masters:  # now, so that no step runs out of memory halfway
+        step = torch.zeros((), device=master.device if fused else None)
+        moments = {name: torch.zeros_like(master) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[master] = {"step": step, **moments}
+    return optimizer
 
 
 def _eight_bit(masters: list[nn.Parameter], rate: float, decay: float) -> torch.optim.Optimizer:
@@ -37,3 +52,89 @@ def _eight_bit(masters: list[nn.Parameter], rate: float, decay: float) -> torch.
         ) from error
     optimizer: torch.optim.Optimizer = AdamW8bit(masters, lr=rate, weight_decay=decay)
     return optimizer
+
+
+def whole(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
+    """The steps of `optimizer` inside are all taken, or none of them where an error comes out.
+
+    AdamW needs nothing for it: once it has its state, its kernels work in place and ask for no
+    memory. Without a kernel of its own, as on mps, it is not covered.
+    """
+    return optimizer.whole() if isinstance(optimizer, WholeAdafactor) else nullcontext()
+
+
+class WholeAdafactor(Adafactor):
+    """Adafactor, which needs memory for each tensor, and takes a step back that broke off.
+
+    What a step changes is kept until it is done, a chunk at a time while the gradients of that
+    chunk go: the copies take no more than float32 gradients did.
+    """
+
+    _before: list[tuple[nn.Parameter, Tensor, dict[str, Any] | None]] | None = None
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        if self._before is not None:  # inside of another, which takes back this part too
+            yield
+            return
+        self._before = []
+        try:
+            yield
+        except BaseException:
+            self._undo()
+            raise
+        finally:
+            self._before = None
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        """One step, taken whole or not at all, after which no gradient is left."""
+        masters = [m for group in self.param_groups for m in group["params"] if m.grad is not None]
+        gradients = {master: master.grad for master in masters}
+        self.zero_grad(set_to_none=True)
+        with self.whole():
+            for part in chunks(masters):
+                for master in part:
+                    self._keep(master)
+                    master.grad = gradients.pop(master)
+                super().step()
+                self.zero_grad(set_to_none=True)
+
+    def _keep(self, master: nn.Parameter) -> None:
+        assert self._before is not None
+        state = self.state.get(master)
+        if state is not None:
+            state = {n: v.clone() if isinstance(v, Tensor) else v for n, v in state.items()}
+        self._before.append((master, master.detach().clone(), state))
+
+    @torch.no_grad()
+    def _undo(self) -> None:
+        for master, value, state in self._before or ():
+            master.copy_(value)
+            master.grad = None
+            if state is None:
+                self.state.pop(master, None)
+            else:
+                self.state[master] = state
+
+
+def state_bytes(optimizer: str, shape: torch.Size) -> int:
+    """What an optimizer keeps for a master of that shape."""
+    if optimizer == "adafactor":
+        # Rows and columns of the last two dimensions, where there are two.
+        rows_and_columns = shape[:-1].numel() + shape[:-2].numel() * shape[-1:].numel()
+        return 4 * (rows_and_columns if len(shape) > 1 else shape.numel())
+    return {"adamw": 8, "adamw8bit": 2}[optimizer] * shape.numel()
+
+
+def step_bytes(optimizer: str, sizes: Sequence[int], gradients: int, chunk: int) -> int:
+    """What is alive during its step beside masters and state.
+
+    Args:
+        sizes: of the masters. gradients: of all of them, as they are held.
+        chunk: of a chunk's gradients in float32, where they are held in 16 bits.
+    """
+    if optimizer != "adafactor":
+        return gradients + chunk
+    # At the end the copies of all masters, a chunk's gradients, and an update with its factors.
+    return sum(sizes) + max(map(sum, chunks(sizes))) + 3 * max(sizes)

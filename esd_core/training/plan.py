@@ -1,7 +1,7 @@
 """What a run needs of memory, told before its first step.
 
-A step is rehearsed on the model's own network, in tensors that have shapes and no contents: what
-would be alive is counted, allocation by allocation. So activations need no rule of thumb, and
+A step is rehearsed on the backend's own network, with tensors that have shapes and no contents:
+what would be alive is counted, allocation by allocation. So activations need no rule of thumb, and
 gradient checkpointing, size, batch and method count by what they do.
 """
 
@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
 
-from ..config.settings import ErasureConfig
+from ..config.settings import ErasureConfig, TrainingConfig
 from ..errors import ESDError
 from ..method.contexts import term_source
 from ..models.denoiser import Rehearsable
 from .dry_run import DryRun
-from .gradients import are_short, in_parts
+from .gradients import keeps_bf16
+from .optimizer import chunks, state_bytes, step_bytes
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,9 @@ class Plan:
         free: what there is of it.
         checkpointing: whether blocks recompute their activations.
         micro_batch: samples of a batch that go through the network together.
-        sampling_batch: evaluations of a round that do.
+        passes: through the network that a batch takes.
+        keeps_bf16: whether gradients wait for the optimizer's step in bf16.
+        sampling_batch: evaluations of a round that go through the network together.
     """
 
     weights: int
@@ -48,6 +50,8 @@ class Plan:
     free: int
     checkpointing: bool
     micro_batch: int
+    passes: int
+    keeps_bf16: bool
     sampling_batch: int
 
     @property
@@ -71,63 +75,120 @@ def _size(count: int) -> str:
 def plan(denoiser: Rehearsable, config: ErasureConfig) -> Plan:
     """How the run would best be run in the memory there is: without checkpointing where that fits
     (and `gradient_checkpointing` is auto), then with it, then in parts of a batch."""
-    return _best(denoiser, config, DryRun(denoiser, config.width, config.height))
+    return Planner(denoiser, config).plan(config)
 
 
 def check(denoiser: Rehearsable, config: ErasureConfig) -> Plan:
     """The plan; ESDError when it does not fit, with the nearest settings that do."""
-    dry_run = DryRun(denoiser, config.width, config.height)
-    made = _best(denoiser, config, dry_run)
-    if not made.fits:
+    planner = Planner(denoiser, config)
+    return planner.check(config, planner.plan(config))
+
+
+class Planner:
+    """Plans runs of one model and one list of prompts, in the memory that is free now."""
+
+    def __init__(self, denoiser: Rehearsable, config: ErasureConfig) -> None:
+        self._denoiser = denoiser
+        self._free = denoiser.free_memory()
+        self._dry_run = DryRun(denoiser, config)
+        self._weights = sum(t.numel() * t.element_size() for t in denoiser.parameters().values())
+
+    def plan(self, config: ErasureConfig) -> Plan:
+        """As the function of this name."""
+        *choices, last = _choices(config.training)
+        for choice in choices:
+            if self._least(config, choice[1]) <= self._free:
+                made = self._planned(config, *choice)
+                if made.fits:
+                    return made
+        return self._planned(config, *last)
+
+    def check(self, config: ErasureConfig, made: Plan) -> Plan:
+        """The plan of this config, if it fits; else ESDError with settings that do."""
+        if made.fits:
+            return made
         raise ESDError(
             f"training needs {_size(made.needed)} beside the model, and {_size(made.free)} are "
-            f"free on {denoiser.device}: {_suggestion(denoiser, config, dry_run)}"
+            f"free on {self._denoiser.device}: {self.suggest(config)}"
         )
-    return made
+
+    def suggest(self, config: ErasureConfig) -> str:
+        """The smallest set of setting changes that makes the run fit, in words."""
+        changes: dict[str, Any] = {}
+        for name, value in memory_savers(config):
+            changes[name] = value
+            if not self._fits(config.override(changes)):
+                continue
+            for other in [*changes][:-1]:
+                fewer = {n: v for n, v in changes.items() if n != other}
+                if self._fits(config.override(fewer)):
+                    changes = fewer
+            named = (f"`{name}` = {value}" for name, value in changes.items())
+            return f"it fits with {', '.join(named)}"
+        return "no settings make it fit, so use a smaller model or another device"
+
+    def _fits(self, config: ErasureConfig) -> bool:
+        """Rehearses only the leanest way to run, and nothing where what is held is too much."""
+        checkpointing, leanest = _choices(config.training)[-1]
+        return any(
+            self._least(config, part) <= self._free
+            and self._planned(config, checkpointing, part).fits
+            for part in {leanest, config.training.batch_size}
+        )
+
+    def _keeps_bf16(self, training: TrainingConfig, micro_batch: int) -> bool:
+        passes = _passes(training, micro_batch)
+        return keeps_bf16(self._denoiser.compute_dtype, training.rank, passes)
+
+    def _held(self, config: ErasureConfig) -> tuple[int, int, int]:
+        """Bytes of masters, of the optimizer and of the bank, as long as the run lasts."""
+        shapes = [master.shape for master in self._dry_run.masters(config)]
+        copies = 2 if config.training.max_drift else 1
+        masters = copies * 4 * sum(shape.numel() for shape in shapes)
+        optimizer = sum(state_bytes(config.training.optimizer, shape) for shape in shapes)
+        shape = self._denoiser.latent_shape(config.width, config.height)
+        return masters, optimizer, _bank(config, torch.Size(shape))
+
+    def _least(self, config: ErasureConfig, micro_batch: int) -> int:
+        """What a run needs in any case: what is held, and the gradients."""
+        masters, optimizer, _ = self._held(config)
+        each = 2 if self._keeps_bf16(config.training, micro_batch) else 4
+        return masters + optimizer + each * sum(m.numel() for m in self._dry_run.masters(config))
+
+    def _planned(self, config: ErasureConfig, checkpointing: bool, micro_batch: int) -> Plan:
+        training = config.training
+        _, height, width = self._denoiser.latent_shape(config.width, config.height)
+        masters, optimizer, bank = self._held(config)
+        held = masters + optimizer + (bank if self._denoiser.device.type == "cpu" else 0)
+        sizes = [4 * master.numel() for master in self._dry_run.masters(config)]
+        short, passes = self._keeps_bf16(training, micro_batch), _passes(training, micro_batch)
+        gradients = sum(sizes) // 2 if short else sum(sizes)
+        # From a batch's second pass on, all gradients are there before it begins.
+        arriving: str | int = sum(sizes) if passes > 1 else "bf16" if short else "fp32"
+        step = self._dry_run.step(config, checkpointing).peak(micro_batch, height, width, arriving)
+        chunk = max(map(sum, chunks(sizes))) if short else 0
+        stepping = step_bytes(training.optimizer, sizes, gradients, chunk)
+        row = self._dry_run.evaluation().peak(1, height, width)
+        rows = max(1, min(_evaluations(config), (self._free - held) // row))
+        return Plan(
+            weights=self._weights,
+            masters=masters,
+            gradients=gradients,
+            optimizer=optimizer,
+            activations=max(0, step - gradients),
+            sampling=rows * row,
+            bank=bank,
+            needed=held + max(step, stepping, rows * row),
+            free=self._free,
+            checkpointing=checkpointing,
+            micro_batch=micro_batch,
+            passes=passes,
+            keeps_bf16=short,
+            sampling_batch=rows,
+        )
 
 
-def _best(denoiser: Rehearsable, config: ErasureConfig, dry_run: DryRun) -> Plan:
-    free = denoiser.free_memory()
-    training = config.training
-    switches = {"auto": (False, True), "on": (True,), "off": (False,)}
-    choices = [(c, training.batch_size) for c in switches[training.gradient_checkpointing]]
-    checkpointing, micro_batch = choices[-1]
-    while micro_batch > 1:
-        micro_batch = (micro_batch + 1) // 2
-        choices.append((checkpointing, micro_batch))
-    for choice in choices:
-        made = _planned(denoiser, config, dry_run, free, *choice)
-        if made.fits:
-            break
-    return made
-
-
-def _suggestion(denoiser: Rehearsable, config: ErasureConfig, dry_run: DryRun) -> str:
-    """The nearest settings that fit, in words: the fewest changes that do, the mildest first."""
-    sizes = {(config.width, config.height): dry_run}
-
-    def fits(changes: dict[str, Any]) -> bool:
-        other = config.override(changes)
-        size = other.width, other.height
-        if size not in sizes:
-            sizes[size] = DryRun(denoiser, *size)
-        return _best(denoiser, other, sizes[size]).fits
-
-    changes: dict[str, Any] = {}
-    for name, value in _memory_savers(config):
-        changes[name] = value
-        if not fits(changes):
-            continue
-        for other in [*changes][:-1]:
-            fewer = {n: v for n, v in changes.items() if n != other}
-            if fits(fewer):
-                changes = fewer
-        named = (f"`{name}` = {value}" for name, value in changes.items())
-        return f"it fits with {', '.join(named)}"
-    return "no settings make it fit, so use a smaller model or another device"
-
-
-def _memory_savers(config: ErasureConfig) -> Iterator[tuple[str, Any]]:
+def memory_savers(config: ErasureConfig) -> Iterator[tuple[str, Any]]:
     """Settings that take less memory, from the one that costs least."""
     training = config.training
     if training.gradient_checkpointing == "off":
@@ -146,62 +207,26 @@ def _memory_savers(config: ErasureConfig) -> Iterator[tuple[str, Any]]:
             yield "height", min(config.height, edge)
 
 
-def _planned(
-    denoiser: Rehearsable,
-    config: ErasureConfig,
-    dry_run: DryRun,
-    free: int,
-    checkpointing: bool,
-    micro_batch: int,
-) -> Plan:
-    base = denoiser.parameters()
-    training = config.training
-    passes = -(-training.batch_size // micro_batch)
-    short = are_short(denoiser.compute_dtype, training.rank, passes)
-    shapes, step = dry_run.step(config.method, training.rank, micro_batch, checkpointing, short)
-    row = dry_run.evaluation()
-    sizes = [4 * shape.numel() for shape in shapes]
-    gradients = sum(sizes) // 2 if short else sum(sizes)
-    in_float = max(map(sum, in_parts(sizes))) if short else 0
-    masters = (2 if training.max_drift else 1) * sum(sizes)
-    optimizer = sum(_state(training.optimizer, shape) for shape in shapes)
-    held = masters + optimizer
-    latent = denoiser.latent_shape(config.width, config.height)
-    bank = _bank(config, latent)
-    on_device = bank if denoiser.device.type == "cpu" else 0
-    sampling_batch = max(1, min(_rows(config), (free - held - on_device) // row))
-    return Plan(
-        weights=sum(t.numel() * t.element_size() for t in base.values()),
-        masters=masters,
-        gradients=gradients,
-        optimizer=optimizer,
-        activations=max(0, step - gradients),
-        sampling=sampling_batch * row,
-        bank=bank,
-        needed=held + on_device + max(step, gradients + in_float, sampling_batch * row),
-        free=free,
-        checkpointing=checkpointing,
-        micro_batch=micro_batch,
-        sampling_batch=sampling_batch,
-    )
+def _choices(training: TrainingConfig) -> list[tuple[bool, int]]:
+    """Checkpointing and micro-batch, from the fastest to the one that needs least."""
+    switches = {"auto": (False, True), "on": (True,), "off": (False,)}
+    choices = [(c, training.batch_size) for c in switches[training.gradient_checkpointing]]
+    while choices[-1][1] > 1:
+        choices.append((choices[-1][0], (choices[-1][1] + 1) // 2))
+    return choices
 
 
-def _rows(config: ErasureConfig) -> int:
+def _passes(training: TrainingConfig, micro_batch: int) -> int:
+    return -(-training.batch_size // micro_batch)
+
+
+def _evaluations(config: ErasureConfig) -> int:
     """Evaluations of a round that would go through the network together."""
     return config.trajectory.count * max(len(term.rollout()) for term in term_source(config).terms)
 
 
-def _bank(config: ErasureConfig, latent: tuple[int, ...]) -> int:
+def _bank(config: ErasureConfig, latent: torch.Size) -> int:
     """A round's samples: latent and target in float32, as many to preserve as to erase."""
-    sides = 2 if config.preserved else 1
+    sides = 2 if any(term.concept is None for term in terms(config)) else 1
     samples = sides * config.trajectory.count * config.trajectory.steps
-    return samples * 2 * 4 * prod(latent)
-
-
-def _state(optimizer: str, shape: torch.Size) -> int:
-    """Bytes that an optimizer keeps for a master of that shape."""
-    if optimizer == "adafactor":
-        # Rows and columns of the last two dimensions, where there are two.
-        rows_and_columns = shape[:-1].numel() + shape[:-2].numel() * shape[-1:].numel()
-        return 4 * (rows_and_columns if len(shape) > 1 else shape.numel())
-    return {"adamw": 8, "adamw8bit": 2}[optimizer] * shape.numel()
+    return samples * 2 * 4 * latent.numel()

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..config.settings import ErasureConfig
 from ..files.erasure import Erasure, fingerprint, make_erasure
 from ..method.bank import Bank
@@ -20,8 +18,7 @@ from ..models.denoiser import Denoiser, Rehearsable
 from .checkpoint import StateFile, damaged
 from .events import Control, Events, Outcome
 from .plan import Plan, check
-from .selection import select
-from .student import FullStudent, LowRankStudent, Student
+from .student import make_student
 from .trainer import Trainer
 
 
@@ -103,19 +100,6 @@ def finish(trainer: Trainer, outcome: Outcome) -> Result:
         trainer.student, trainer.denoiser, trainer.config, outcome.step, outcome.probes
     )
     return Result(erasure, outcome, _report(trainer, outcome))
-
-
-def make_student(denoiser: Denoiser, config: ErasureConfig) -> Student:
-    """The student that `method` and `rank` ask for, equal to the teacher."""
-    base = denoiser.parameters()
-    names = select(config.method, base, denoiser.architecture)
-    training = config.training
-    if not training.rank:
-        return FullStudent(base, names, denoiser.compute_dtype)
-    start = torch.Generator().manual_seed(config.seed)
-    return LowRankStudent(
-        base, names, denoiser.compute_dtype, training.rank, training.effective_alpha, start
-    )
 
 
 def _report(trainer: Trainer, outcome: Outcome) -> dict[str, Any]:

@@ -6,42 +6,38 @@ What the network computes with is made from them anew at every step, inside the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from ..config.settings import ErasureConfig
 from ..errors import ConfigError
+from ..models.denoiser import Denoiser
+from ..models.swap import LazyWeight
+from .selection import select
 
 
-class Made:
-    """Stands in for a tensor: a layer that computes with it makes it, and lets it go again.
+class _Masters:
+    """The part of a student that changes."""
 
-    So at no time does a second set of the trained weights lie in memory, in 16 bits or multiplied
-    out. torch asks `__torch_function__` of whatever has it, tensor or not.
-    """
+    masters: dict[str, nn.Parameter]
 
-    def __init__(self, make: Callable[[], Tensor], like: Tensor, dtype: torch.dtype) -> None:
-        self.make = make
-        self.shape, self.device, self.dtype = like.shape, like.device, dtype
+    def state_dict(self) -> dict[str, Tensor]:
+        """The masters themselves, not copies."""
+        return {name: master.detach() for name, master in self.masters.items()}
 
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*map(dense, args), **{k: dense(v) for k, v in (kwargs or {}).items()})
-
-
-def dense(value: Any) -> Any:
-    """The tensor that a Made stands for, also in a list of tensors; anything else is itself."""
-    if isinstance(value, Made):
-        return value.make()
-    if isinstance(value, (list, tuple)) and any(isinstance(item, Made) for item in value):
-        return type(value)(map(dense, value))
-    return value
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copies the masters in; ValueError when they are another student's."""
+        if _shapes(state) != _shapes(self.masters):
+            raise ValueError("the state is of another student")
+        for name, value in state.items():
+            self.masters[name].copy_(value)
 
 
-class FullStudent:
+class FullStudent(_Masters):
     """A float32 master for every trained tensor."""
 
     def __init__(
@@ -55,20 +51,12 @@ class FullStudent:
         """What the network computes with, by canonical name; gradients flow to the masters."""
         return {name: master.to(self._dtype) for name, master in self.masters.items()}
 
-    def made(self) -> dict[str, Tensor]:
-        """As `tensors`, but every one is made when a layer needs it: a Made."""
+    def lazy_tensors(self) -> dict[str, LazyWeight]:
+        """As `tensors`, each materialized when a layer needs it."""
         return {
-            name: cast(Tensor, Made(partial(master.to, self._dtype), master, self._dtype))
+            name: LazyWeight(partial(master.to, self._dtype), master, self._dtype)
             for name, master in self.masters.items()
         }
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The masters themselves, not copies."""
-        return {name: master.detach() for name, master in self.masters.items()}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copies the masters in; ValueError when they are another student's."""
-        load_masters(self.masters, state)
 
     @torch.no_grad()
     def change(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -79,7 +67,7 @@ class FullStudent:
         }
 
 
-class LowRankStudent:
+class LowRankStudent(_Masters):
     """weight + alpha / rank * up @ down for every trained weight; biases stay.
 
     `masters` holds `<path>.lora_up.weight` [out, rank] and `<path>.lora_down.weight`
@@ -119,10 +107,10 @@ class LowRankStudent:
         """As FullStudent's."""
         return {name: self._sum(name) for name in self._base}
 
-    def made(self) -> dict[str, Tensor]:
+    def lazy_tensors(self) -> dict[str, LazyWeight]:
         """As FullStudent's."""
         return {
-            name: cast(Tensor, Made(partial(self._sum, name), weight, self._dtype))
+            name: LazyWeight(partial(self._sum, name), weight, self._dtype)
             for name, weight in self._base.items()
         }
 
@@ -130,14 +118,6 @@ class LowRankStudent:
         # In place: a lean run peaks at what the largest weight takes here.
         total = self._product(name).add_(self._base[name].flatten(1))
         return total.to(self._dtype).view(self._base[name].shape)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """As FullStudent's."""
-        return {name: master.detach() for name, master in self.masters.items()}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """As FullStudent's."""
-        load_masters(self.masters, state)
 
     @torch.no_grad()
     def change(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -151,12 +131,18 @@ class LowRankStudent:
 Student = FullStudent | LowRankStudent
 
 
-@torch.no_grad()
-def load_masters(masters: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    if {n: m.shape for n, m in masters.items()} != {n: m.shape for n, m in state.items()}:
-        raise ValueError("the state is of another student")
-    for name, value in state.items():
-        masters[name].copy_(value)
+def make_student(denoiser: Denoiser, config: ErasureConfig) -> Student:
+    """The student that `method` and `rank` ask for, equal to the teacher."""
+    base, dtype, training = denoiser.parameters(), denoiser.compute_dtype, config.training
+    names = select(config.method, base, denoiser.architecture)
+    if not training.rank:
+        return FullStudent(base, names, dtype)
+    start = torch.Generator().manual_seed(config.seed)
+    return LowRankStudent(base, names, dtype, training.rank, training.effective_alpha, start)
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _float_copy(tensor: Tensor) -> Tensor:

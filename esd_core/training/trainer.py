@@ -41,8 +41,7 @@ class Trainer:
         self.rounds, self.student, self.probes = rounds, student, probes
         self.state_file = state_file
         masters = list(student.masters.values())
-        passes = -(-config.training.batch_size // plan.micro_batch)
-        self.update = Update(masters, config.training, denoiser.compute_dtype, passes)
+        self.update = Update(masters, config.training, denoiser.compute_dtype, plan.keeps_bf16)
         self.early_stop = EarlyStop(config.training, probes.preserved)
         self.step = 0
         self.losses: list[float] = []
@@ -97,7 +96,7 @@ class Trainer:
                 samples = part.to(self.denoiser.device)
                 prompts = self.rounds.bank.rows(samples.condition)
                 # Inside until backward has run: checkpointing reads the swapped-in tensors again.
-                with self.denoiser.swapped(self.student.made()):
+                with self.denoiser.swapped(self.student.lazy_tensors()):
                     predicted = self.denoiser.predict(samples.x, samples.sigma, prompts)
                     loss = regression_loss(predicted, samples.target, samples.weight)
                     loss = loss * (len(part) / len(batch))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.settings import TrainingConfig
-from .gradients import ShortGradients, are_short
+from .gradients import Bf16Gradients
 from .optimizer import make_optimizer
 
 
@@ -17,30 +17,39 @@ class Update:
     """Takes gradients by `backward`, and moves the masters by `step`."""
 
     def __init__(
-        self, masters: list[nn.Parameter], training: TrainingConfig, dtype: torch.dtype, passes: int
+        self,
+        masters: list[nn.Parameter],
+        training: TrainingConfig,
+        dtype: torch.dtype,
+        keeps_bf16: bool,
     ) -> None:
         """
         Args:
             dtype: what the network computes in.
-            passes: backward passes of a step.
+            keeps_bf16: whether gradients wait for the step in bf16.
         """
         self._masters, self._training = masters, training
         self.optimizer = make_optimizer(training, masters)
-        short = are_short(dtype, training.rank, passes)
-        self.short_gradients = ShortGradients(masters) if short else None
-        device = masters[0].device.type
-        self.scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
+        self.bf16_gradients = Bf16Gradients(masters) if keeps_bf16 else None
+        self._is_scaled = dtype == torch.float16
+        self.scaler = self._new_scaler()
+
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(self._masters[0].device.type, enabled=self._is_scaled)
 
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
 
     def step(self, number: int) -> None:
-        """number: of the step, from 0 on, for the learning rate."""
+        """Moves all masters, or none when it raises.
+
+        number: of the step, from 0 on, for the learning rate.
+        """
         training = self._training
         for group in self.optimizer.param_groups:
             group["lr"] = training.learning_rate * self._factor(number)
-        if self.short_gradients:
-            self.short_gradients.step(self.optimizer, training.max_grad_norm)
+        if self.bf16_gradients:
+            self.bf16_gradients.step(self.optimizer, training.max_grad_norm)
             return
         self.scaler.unscale_(self.optimizer)
         if training.max_grad_norm:
@@ -58,8 +67,11 @@ class Update:
     def discard(self) -> None:
         """Forgets the gradients of a step that was broken off."""
         self.optimizer.zero_grad(set_to_none=True)
-        if self.short_gradients:
-            self.short_gradients.clear()
+        if self.bf16_gradients:
+            self.bf16_gradients.clear()
+        # A scaler remembers that it has unscaled the gradients, and would refuse the next ones.
+        state, self.scaler = self.scaler.state_dict(), self._new_scaler()
+        self.scaler.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:
         return {

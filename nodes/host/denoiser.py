@@ -20,15 +20,14 @@ from torch.utils.checkpoint import checkpoint
 from ...esd_core.errors import ConfigError, ESDError
 from ...esd_core.models.denoiser import Conditioning, Schedule
 from ...esd_core.models.prediction import from_denoised
-from ...esd_core.models.swap import hollowed, replaced, slot
-from ...esd_core.training.student import dense
+from ...esd_core.models.swap import Weight, hollowed, materialize, replaced, slot
 from .model import architecture, context_width, prediction
 from .session import compute_dtype, differentiable_attention
 from .text import Texts
 
 
 class HostDenoiser:
-    """Speaks for a MODEL that `session.lent` has lent.
+    """Speaks for a MODEL that `session.borrowed` has opened.
 
     Only weights and model sampling are seen, not what acts on sampling alone (FreeU, PAG, and
     other patches of attention): those come back when the result is sampled.
@@ -51,10 +50,10 @@ class HostDenoiser:
     def parameters(self) -> Mapping[str, Tensor]:
         return self._teacher
 
-    def swapped(self, tensors: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+    def swapped(self, tensors: Mapping[str, Weight]) -> AbstractContextManager[None]:
         # Layers that cast on the way look at their weights before they compute with them.
         is_casting = self.model.get_model_object("manual_cast_dtype") is not None
-        given = {name: dense(t) for name, t in tensors.items()} if is_casting else tensors
+        given = {n: materialize(t) for n, t in tensors.items()} if is_casting else tensors
         return replaced(self._slots, given)
 
     @contextmanager
@@ -76,8 +75,8 @@ class HostDenoiser:
 
     def hollow(self) -> HostDenoiser:
         inner = copy.copy(self._inner)
-        inner._modules = dict(inner._modules)  # which the copy shares
-        inner._modules["diffusion_model"] = hollowed(inner.diffusion_model)
+        # All of them: the noise levels lie on the device as the weights do.
+        inner._modules = {name: hollowed(part) for name, part in inner._modules.items() if part}
         other = copy.copy(self)
         other._take(inner)
         return other

@@ -16,7 +16,7 @@ from ...esd_core.files.unet import CONFIG, write_unet
 from ...esd_core.models.prediction import Epsilon
 from . import folders
 from .model import architecture, parameters, prediction
-from .session import lent
+from .session import borrowed
 from .unet_config import base_of, diffusers_config
 
 DIFFUSERS = "diffusers"
@@ -26,7 +26,7 @@ def write_whole_unet(model: comfy.model_patcher.ModelPatcher, prefix: str) -> Pa
     """For UNETLoader; the path."""
     architecture(model)
     path = folders.next_file(folders.UNETS, prefix)
-    with lent(model) as own:
+    with borrowed(model) as own:
         weights = parameters(own)
         metadata = {"format": "pt", CONFIG: json.dumps(diffusers_config(own), sort_keys=True)}
         write_unet(path, weights, {}, _dtype(weights), metadata, _marks(own))
@@ -37,7 +37,7 @@ def write_diffusers(model: comfy.model_patcher.ModelPatcher, prefix: str) -> Pat
     """A folder for UNet2DConditionModel.from_pretrained; its path."""
     architecture(model)
     path = folders.next_folder(DIFFUSERS, prefix)
-    with lent(model) as own:
+    with borrowed(model) as own:
         weights = parameters(own)
         write_unet_folder(path, diffusers_config(own), weights, {}, _dtype(weights))
     return path

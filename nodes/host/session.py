@@ -1,4 +1,4 @@
-"""A MODEL lent to the trainer: whole, on its device, and given back as it was."""
+"""A MODEL borrowed for training: whole, on its device, and given back as it was."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 @contextmanager
-def lent(
+def borrowed(
     model: comfy.model_patcher.ModelPatcher, precision: str = "auto", needed: float = 0
 ) -> Iterator[comfy.model_patcher.ModelPatcher]:
     """A clone of MODEL whose UNet can be differentiated; outside, everything is as it was.
@@ -34,22 +34,22 @@ def lent(
     Raises:
         ESDError: the weights are quantised, or do not fit the device whole.
     """
-    own = _clone(model)
-    if precision != "auto" and PRECISIONS[precision] != compute_dtype(own):
-        own.set_model_compute_dtype(PRECISIONS[precision])
-    comfy.model_management.load_models_gpu([own], memory_required=needed, force_full_load=True)
-    if own.model.model_lowvram:
+    clone = _clone(model)
+    if precision != "auto" and PRECISIONS[precision] != compute_dtype(clone):
+        clone.set_model_compute_dtype(PRECISIONS[precision])
+    comfy.model_management.load_models_gpu([clone], memory_required=needed, force_full_load=True)
+    if clone.model.model_lowvram:
         raise ESDError(
             "a part of the MODEL's weights is offloaded, and training needs all of them on the "
             "device: start ComfyUI without --novram and --lowvram, or take a smaller model"
         )
-    refuse_quantised(own)
-    with torch.inference_mode(False), torch.enable_grad(), _plain(own.model.diffusion_model):
-        own.pre_run()
+    refuse_quantised(clone)
+    with torch.inference_mode(False), torch.enable_grad(), _plain(clone.model.diffusion_model):
+        clone.pre_run()
         try:
-            yield own
+            yield clone
         finally:
-            own.cleanup()
+            clone.cleanup()
 
 
 def compute_dtype(model: comfy.model_patcher.ModelPatcher) -> torch.dtype:
@@ -72,7 +72,8 @@ def _clone(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.Model
 
 @contextmanager
 def _plain(unet: nn.Module) -> Iterator[None]:
-    """Parameters become frozen, plain views; what is still ours at the end is taken back."""
+    """Parameters become frozen, plain views; on exit, views still in place are replaced by the
+    original parameters."""
     before: list[tuple[Slot, nn.Parameter, nn.Parameter]] = []
     try:
         for module in unet.modules():

@@ -26,7 +26,7 @@ from . import cancel, folders
 from .denoiser import HostDenoiser
 from .model import architecture, refuse_quantised
 from .progress import NodeEvents, say
-from .session import lent
+from .session import borrowed
 from .text import Texts
 
 RUN, LOSSES, ENDING = "esd.run", "esd.losses", "esd.ending"
@@ -75,7 +75,7 @@ def train(
     refuse_quantised(model)
     texts = Texts(clip)
     texts.learn(encoded_prompts(config))
-    with lent(model, config.training.precision, _needed(model)) as own, oom_as_error():
+    with borrowed(model, config.training.precision, _needed(model)) as own, oom_as_error():
         denoiser = HostDenoiser(own, texts)
         course = _course(config, denoiser, texts)
         run = _digest([course, {n: v for n, v in config.flat().items() if n not in _REPORTING}])

@@ -17,8 +17,8 @@ from esd_core.config.presets import load_preset
 from esd_core.config.settings import ErasureConfig, override
 from esd_core.models.denoiser import Conditioning
 from esd_core.models.diffusers_backend import DiffusersDenoiser
+from esd_core.models.swap import materialize
 from esd_core.pocket.models import build_scheduler, build_unet
-from esd_core.training.student import dense
 
 SDXL: dict[str, Any] = {
     "sample_size": 128,
@@ -116,13 +116,17 @@ def in_float(unet: nn.Module) -> None:
 
 
 def _linear(module: nn.Linear, x: Tensor) -> Tensor:
-    result: Tensor = _InFloat.apply(F.linear, {}, x, dense(module.weight), dense(module.bias))
+    result: Tensor = _InFloat.apply(
+        F.linear, {}, x, materialize(module.weight), materialize(module.bias)
+    )
     return result
 
 
 def _convolution(module: nn.Conv2d, x: Tensor) -> Tensor:
     how = {"stride": module.stride, "padding": module.padding}
-    result: Tensor = _InFloat.apply(F.conv2d, how, x, dense(module.weight), dense(module.bias))
+    result: Tensor = _InFloat.apply(
+        F.conv2d, how, x, materialize(module.weight), materialize(module.bias)
+    )
     return result
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from esd_core.config.settings import ErasureConfig
 from esd_core.models.denoiser import Conditioning
 from esd_core.models.diffusers_backend import DiffusersDenoiser
-from esd_core.training.student import dense
+from esd_core.models.swap import materialize
 from esd_core.training.trainer import Trainer
 
 from . import pocket
@@ -33,7 +33,7 @@ class Counter(DiffusersDenoiser):
     def predict(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         self.rows += len(x)
         module, leaf = self._slots["middle_block.1.transformer_blocks.0.attn2.to_k.weight"]
-        return torch.zeros_like(x) * dense(module._parameters[leaf]).sum()
+        return torch.zeros_like(x) * materialize(module._parameters[leaf]).sum()
 
 
 def run(pairs: int, samples: int = 640) -> list[Figure]:

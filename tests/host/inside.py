@@ -30,7 +30,7 @@ with safe_open(request, "pt") as file:
 with torch.inference_mode():  # as the server runs nodes
     model, clip = pocket.load_unet(), pocket.load_clip()
     before = {n: p.clone() for n, p in model.model.diffusion_model.named_parameters()}
-    with session.lent(model) as own:
+    with session.borrowed(model) as own:
         denoiser = HostDenoiser(own, text.Texts(clip))
         rows = denoiser.encode(prompts, 128, 128)
         teacher = denoiser.parameters()

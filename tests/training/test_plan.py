@@ -17,8 +17,9 @@ from esd_core.cli.main import main
 from esd_core.config.settings import TrainingConfig
 from esd_core.errors import ConfigError, ESDError
 from esd_core.models.diffusers_backend import DiffusersDenoiser
+from esd_core.training import dry_run, run
 from esd_core.training import plan as memory
-from esd_core.training import run
+from esd_core.training.dry_run import DryRun
 from esd_core.training.run import erase
 from esd_core.training.selection import select
 
@@ -88,6 +89,36 @@ def test_checkpointing_and_size_count_by_what_they_do(small, settings):
 
     assert activations(256, "on") < activations(256, "off") / 2
     assert 3.2 < activations(256, "off") / activations(128, "off") < 4.2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_one_rehearsal_counts_every_batch_and_size(
+    make_denoiser, settings, monkeypatch, dtype, checkpointing
+):
+    """To the byte, against rehearsals of those batches and sizes themselves."""
+    denoiser, config = make_denoiser(dtype), settings()
+    count = DryRun(denoiser, config).step(config, checkpointing)
+    evaluation = DryRun(denoiser, config).evaluation()
+    monkeypatch.setattr(dry_run, "_growth", lambda size: ((0, 0), size))
+    for batch, edge in ((1, 8), (3, 16), (4, 24)):
+        monkeypatch.setattr(dry_run, "BATCH", batch)
+        monkeypatch.setattr(dry_run, "EDGE", edge // dry_run.LEVELS)
+        itself = DryRun(denoiser, config)
+        for gradients in ("fp32", "bf16", 10**7):
+            expected = itself.step(config, checkpointing).peak(1, 1, 1, gradients)
+            assert count.peak(batch, edge, edge, gradients) == expected
+        assert evaluation.peak(batch, edge, edge) == itself.evaluation().peak(1, 1, 1)
+
+
+def test_from_the_second_pass_on_all_gradients_are_there(small, settings):
+    whole = memory.plan(small, settings(LARGE))
+    small.free = needs(small, settings, gradient_checkpointing="on") - 1
+    split = memory.plan(small, settings(LARGE))
+    assert (whole.passes, split.passes) == (1, -(-4 // split.micro_batch))
+    count = DryRun(small, settings(LARGE)).step(settings(LARGE), True)
+    alone = count.peak(split.micro_batch, 32, 32)
+    assert split.needed >= split.masters + split.optimizer + split.gradients + alone
 
 
 def test_the_plan_is_what_a_step_takes():

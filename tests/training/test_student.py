@@ -73,7 +73,7 @@ def test_what_a_layer_makes_is_the_students_tensor(make, dtype):
         master.data.add_(0.1)
     x, picture = torch.ones(2, 5, dtype=dtype), torch.ones(1, 3, 4, 4, dtype=dtype)
     results = []
-    for tensors in (student.tensors(), student.made()):
+    for tensors in (student.tensors(), student.lazy_tensors()):
         outputs = F.linear(x, tensors["linear.weight"]), F.conv2d(picture, tensors["conv.weight"])
         sum(out.float().square().sum() for out in outputs).backward()
         grads = [m.grad for m in student.masters.values() if m.grad is not None]
@@ -200,5 +200,5 @@ def test_layers_and_lists_take_what_is_made(rank):
         gradients = torch.autograd.grad(total, [*student.masters.values()])
         return total, *gradients
 
-    for made, expected in zip(run(student.made()), run(student.tensors()), strict=True):
+    for made, expected in zip(run(student.lazy_tensors()), run(student.tensors()), strict=True):
         torch.testing.assert_close(made, expected)
