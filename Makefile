@@ -4,22 +4,28 @@
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
+# Tests side by side, with one thread each: the models are small.
+JOBS ?= auto
 
 # A ComfyUI for the tests of the nodes: named, around the pack, or at home; else `make host` puts it
-# where comfy-cli does. Its requirements go beside ours, unless COMFYUI_PYTHON names an interpreter.
+# where comfy-cli does. It runs in an environment of its own, which has what it requires and nothing
+# else, as a stranger's has; COMFYUI_PYTHON names another interpreter.
 AROUND := $(wildcard ../../custom_nodes/../main.py $(HOME)/comfy/ComfyUI/main.py $(HOME)/ComfyUI/main.py)
 COMFYUI := $(or $(COMFYUI_PATH),$(patsubst %/main.py,%,$(firstword $(AROUND))),$(HOME)/comfy/ComfyUI)
-HOST := $(if $(COMFYUI_PYTHON),,$(if $(wildcard $(COMFYUI)/main.py),$(VENV)/.host))
+REQUIRED := $(COMFYUI)/requirements.txt
+HOST_VENV := .venv-host/$(shell cksum 2>/dev/null < "$(REQUIRED)" | cut -d " " -f 1)
+HOST := $(if $(COMFYUI_PYTHON),,$(if $(wildcard $(REQUIRED)),$(HOST_VENV)/.installed))
+IN_HOST := COMFYUI_PATH="$(COMFYUI)" COMFYUI_PYTHON="$(or $(COMFYUI_PYTHON),$(CURDIR)/$(HOST_VENV)/bin/python)"
 WORLD := out/comfyui
 
 .PHONY: demo test lint bench host comfy rehearse clean
 
 demo: $(INSTALLED) $(HOST)
 	$(VENV)/bin/esd demo --out out/demo
-	$(VENV)/bin/python tests/host/demo.py out/demo
+	$(IN_HOST) $(VENV)/bin/python tests/host/demo.py out/demo
 
 test: $(INSTALLED) $(HOST)
-	$(VENV)/bin/pytest -q
+	$(IN_HOST) OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q --numprocesses $(JOBS) --dist loadfile
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
@@ -32,9 +38,9 @@ lint: $(INSTALLED)
 # A figure beside its rival's: make bench NAME=samples|erase|memory|step|concepts|batching|load, or all.
 # JSON=FILE keeps the figures, PAIRS=N sets how often each side runs.
 bench: $(INSTALLED)
-	PYTHONPATH=tests $(VENV)/bin/python -m benchmarks $(NAME) $(if $(JSON),--json $(JSON)) $(if $(PAIRS),--pairs $(PAIRS))
+	$(IN_HOST) PYTHONPATH=tests $(VENV)/bin/python -m benchmarks $(NAME) $(if $(JSON),--json $(JSON)) $(if $(PAIRS),--pairs $(PAIRS))
 
-# A ComfyUI for the tests of the nodes, where comfy-cli puts it, and its requirements beside ours.
+# A ComfyUI for the tests of the nodes, where comfy-cli puts it, and an environment for it.
 host: $(INSTALLED)
 	@test -f "$(COMFYUI)/main.py" || \
 	    $(VENV)/bin/comfy --skip-prompt --workspace "$(COMFYUI)" install --cpu \
@@ -42,22 +48,30 @@ host: $(INSTALLED)
 	    echo "No ComfyUI could be installed into $(COMFYUI) (see above). Name the folder of one with" >&2; \
 	    echo "COMFYUI_PATH, or with COMFYUI_URL a git repository of it that can be reached from here." >&2; \
 	    exit 1; }
-	@$(MAKE) --no-print-directory $(VENV)/.host
+	@$(MAKE) --no-print-directory environment
 
-$(VENV)/.host: $(INSTALLED)
-	@echo "Installing what $(COMFYUI) requires."
-	$(VENV)/bin/python -m pip install --quiet --requirement "$(COMFYUI)/requirements.txt"
+.PHONY: environment
+environment: $(HOST)
+
+$(HOST_VENV)/.installed: $(REQUIRED)
+	@echo "Installing what $(COMFYUI) requires into $(HOST_VENV); this takes some minutes."
+	$(PYTHON) -m venv $(HOST_VENV)
+	$(HOST_VENV)/bin/python -m pip install --quiet --requirement "$(REQUIRED)"
 	@touch $@
 
 # A ComfyUI with the pack, for a person: http://127.0.0.1:8188, files below $(WORLD), Ctrl-C ends it.
 # Its own options go into ARGS: where there is no GPU, make comfy ARGS=--cpu.
 comfy: host
 	@mkdir -p $(WORLD)/custom_nodes $(WORLD)/user && ln -sfn "$(CURDIR)" $(WORLD)/custom_nodes/esd-concept-erasure
-	$(or $(COMFYUI_PYTHON),$(CURDIR)/$(VENV)/bin/python) "$(COMFYUI)/main.py" --base-directory "$(CURDIR)/$(WORLD)" $(ARGS)
+	@$(MAKE) --no-print-directory run ARGS="$(ARGS)"
+
+.PHONY: run
+run:
+	$(or $(COMFYUI_PYTHON),$(HOST_VENV)/bin/python) "$(COMFYUI)/main.py" --base-directory "$(CURDIR)/$(WORLD)" $(ARGS)
 
 # The whole way at full SDXL size, on random weights: some 22 GB of memory and half an hour.
 rehearse: $(INSTALLED) host
-	PYTHONPATH=tests $(VENV)/bin/python -m benchmarks.rehearse out/rehearsal $(ARGS)
+	$(IN_HOST) PYTHONPATH=tests $(VENV)/bin/python -m benchmarks.rehearse out/rehearsal $(ARGS)
 
 # The stamp is written last, so that an install that broke off is taken up again.
 $(INSTALLED): pyproject.toml
@@ -69,7 +83,7 @@ $(INSTALLED): pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
-# Keeps .venv: it is slow to make again.
+# Keeps the environments: they are slow to make again.
 clean:
 	rm -rf out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find esd_core tests -name __pycache__ -type d -exec rm -rf {} +

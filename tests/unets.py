@@ -1,6 +1,7 @@
 """UNets of published structures, and how many tensors each method trains in them."""
 
 import functools
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -111,6 +112,13 @@ SD1_COUNTS = {
     "selfattn": (80, 49.57),
 }
 """Tensors and millions of values by method, as the official code has them."""
+
+
+def shapes_of(config: dict[str, Any]) -> dict[str, list[int]]:
+    """Of the tensors of the UNet with this config, by diffusers' names."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+    return {name: list(tensor.shape) for name, tensor in unet.state_dict().items()}
 
 
 @functools.cache

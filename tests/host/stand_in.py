@@ -1,34 +1,25 @@
 """Runs in ComfyUI's own process: writes a checkpoint that ComfyUI takes for Stable Diffusion 1.5.
 
-    python stand_in.py COMFYUI PACK FILE.safetensors
+    python stand_in.py COMFYUI PACK SHAPES.json FILE.safetensors
 
-Its UNet has one level of one block (26 million numbers), its text encoder is of full size, since
-ComfyUI knows no other, and its autoencoder is that of TAESD. The numbers are random.
+SHAPES has the shapes of the UNet's tensors by canonical names. The text encoder is of full size,
+since ComfyUI knows no other, and the autoencoder is that of TAESD. The numbers are random.
 """
 
+import json
 import sys
 from pathlib import Path
 
 from host_process import enter
 
-comfyui, pack, target = map(Path, sys.argv[1:])
+comfyui, pack, shapes, target = map(Path, sys.argv[1:])
 enter(comfyui, pack)
 
 import torch  # noqa: E402
 from comfy.taesd.taesd import TAESD  # noqa: E402
-from diffusers import UNet2DConditionModel  # noqa: E402
-from esd_pack.esd_core.models.keys import diffusers_to_canonical  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from transformers import CLIPTextConfig, CLIPTextModel  # noqa: E402
 
-UNET = {
-    "block_out_channels": [320],
-    "layers_per_block": 1,
-    "down_block_types": ["CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D"],
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
 TEXT = CLIPTextConfig(
     hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
 )
@@ -39,14 +30,13 @@ def text_name(name):
 
 
 with torch.device("meta"):
-    names = diffusers_to_canonical(UNET)
-    unet = {names[n]: t for n, t in UNet2DConditionModel.from_config(UNET).state_dict().items()}
+    unet = {n: torch.empty(shape) for n, shape in json.loads(shapes.read_text()).items()}
     text = {text_name(n): t for n, t in CLIPTextModel(TEXT).state_dict().items()}
     vae = TAESD().state_dict()
 
 parts = {"model.diffusion_model": unet, "cond_stage_model.transformer": text}
 parts["first_stage_model"] = vae
-shapes = {f"{part}.{n}": t.shape for part, state in parts.items() for n, t in state.items()}
+all_shapes = {f"{part}.{n}": t.shape for part, state in parts.items() for n, t in state.items()}
 generator = torch.Generator().manual_seed(0)
 
 
@@ -57,6 +47,6 @@ def numbers(name, shape):
     return torch.randn(shape, generator=generator) / shape[1:].numel() ** 0.5
 
 
-state = {name: numbers(name, shape).half() for name, shape in shapes.items()}
+state = {name: numbers(name, shape).half() for name, shape in all_shapes.items()}
 target.parent.mkdir(parents=True, exist_ok=True)
 save_file(state, target)

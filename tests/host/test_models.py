@@ -7,7 +7,7 @@ import torch
 from comfy_server import answer_in_host
 from graphs import Graph
 from safetensors.torch import save_file
-from unets import CONFIGS, SD1_COUNTS, SDXL_COUNTS
+from unets import CONFIGS, SD1_COUNTS, SDXL_COUNTS, shapes_of
 
 from esd_core.config.settings import METHODS
 from esd_core.models.architectures import ARCHITECTURES
@@ -21,8 +21,8 @@ FULL_SIZE = ("sdxl", "sd1", "sd2", "refiner")
 @pytest.fixture(scope="module")
 def trees(tmp_path_factory):
     """What the nodes make of full-size UNets in ComfyUI's own modules."""
-    configs = {name: CONFIGS[name] for name in FULL_SIZE}
-    return answer_in_host("trees.py", tmp_path_factory.mktemp("trees"), configs)
+    asked = {name: shapes_of(CONFIGS[name]) for name in FULL_SIZE}
+    return answer_in_host("trees.py", tmp_path_factory.mktemp("trees"), asked)
 
 
 @pytest.mark.parametrize("name", [name for name in FULL_SIZE if name != "refiner"])

@@ -13,7 +13,7 @@ from comfy_server import answer_in_host
 from diffusers import UNet2DConditionModel
 from graphs import Graph, drawn_with, files, pictures
 from safetensors.torch import load_file
-from unets import CONFIGS
+from unets import CONFIGS, shapes_of
 
 from esd_core.files.erasure import merged, read_erasure
 from esd_core.models.diffusers_backend import load_denoiser
@@ -167,8 +167,8 @@ FULL_SIZE = ("sd1", "sd2", "sdxl", "ssd-1b", "vega", "refiner")
 @pytest.fixture(scope="module")
 def host_names(tmp_path_factory):
     """ComfyUI's own map, by model."""
-    configs = {name: CONFIGS[name] for name in FULL_SIZE}
-    return answer_in_host("names.py", tmp_path_factory.mktemp("names"), configs)
+    asked = {name: shapes_of(CONFIGS[name]) for name in FULL_SIZE}
+    return answer_in_host("names.py", tmp_path_factory.mktemp("names"), asked)
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)

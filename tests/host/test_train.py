@@ -278,7 +278,7 @@ def test_a_run_that_fails_leaves_the_model_as_it_was(server, trained):
     options = {"max_drift": 1e-4, "probe_every": 1}
     graph.train(model, clip, options, learning_rate=1e-2, filename_prefix="esd/failing")
     run = graph.run()
-    assert "the first probe already lies beyond training.max_drift" in run.error
+    assert "the first probe already lies beyond max_drift" in run.error
     assert_as_before(server, trained, 3)
 
 

@@ -11,9 +11,11 @@ from comfy_cli.workflow_to_api import convert_ui_to_api
 from comfy_server import PACK, PACK_NAME, Refused, in_host
 from graphs import files, pictures, small_erasure
 from PIL import Image
+from unets import shapes_of
 
 from esd_core.config.presets import load_preset
 from esd_core.files.erasure import read_erasure
+from esd_core.models.keys import diffusers_to_canonical
 from esd_core.pocket.judge import load_oracle
 
 FOLDER = PACK / "workflows"
@@ -129,13 +131,28 @@ def test_a_workflow_runs_with_pocket_in_the_place_of_its_checkpoint(server, name
     ran(server, prompt)
 
 
+ONE_LEVEL = {
+    "block_out_channels": [320],
+    "layers_per_block": 1,
+    "down_block_types": ["CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D"],
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}
+"""A UNet of one level of one block: 26 million numbers."""
+
+
 @pytest.mark.slow
-def test_the_sd15_workflow_runs_on_a_checkpoint_of_its_name(server, declared):
+def test_the_sd15_workflow_runs_on_a_checkpoint_of_its_name(server, declared, tmp_path):
     """Stock CheckpointLoaderSimple, on a file that ComfyUI itself takes for SD 1.5."""
     prompt = small(convert_ui_to_api(workflow("sd15_erase_object"), declared), "stand-in")
     (name,) = [n["inputs"]["ckpt_name"] for n in prompt.values() if "ckpt_name" in n["inputs"]]
     path = server.base / "models" / "checkpoints" / name
-    in_host("stand_in.py", path)
+    names = diffusers_to_canonical(ONE_LEVEL)
+    shapes = {names[name]: shape for name, shape in shapes_of(ONE_LEVEL).items()}
+    asked = tmp_path / "shapes.json"
+    asked.write_text(json.dumps(shapes))
+    in_host("stand_in.py", asked, path)
     try:
         run = ran(server, prompt)
     finally:

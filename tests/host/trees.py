@@ -1,8 +1,9 @@
 """Runs in ComfyUI's own process: full-size UNets in its own modules, for test_models.py.
 
-    python trees.py COMFYUI PACK CONFIGS.json ANSWER.json
+    python trees.py COMFYUI PACK SHAPES.json ANSWER.json
 
-CONFIGS has diffusers' configs by name. Nothing is loaded: all tensors are on the meta device.
+SHAPES has, by model, the shapes of a UNet's tensors by diffusers' names. Nothing is loaded: all
+tensors are on the meta device.
 """
 
 import json
@@ -11,15 +12,15 @@ from pathlib import Path
 
 from host_process import enter
 
-comfyui, pack, configs, answer = map(Path, sys.argv[1:])
+comfyui, pack, question, answer = map(Path, sys.argv[1:])
 enter(comfyui, pack)
 
 import comfy.model_detection  # noqa: E402
 import comfy.model_patcher  # noqa: E402
 import torch  # noqa: E402
-from diffusers import UNet2DConditionModel  # noqa: E402
 from esd_pack.esd_core.config.settings import METHODS, ErasureConfig  # noqa: E402
 from esd_pack.esd_core.errors import ESDError  # noqa: E402
+from esd_pack.esd_core.models.denoiser import Conditioning  # noqa: E402
 from esd_pack.esd_core.training import plan as memory  # noqa: E402
 from esd_pack.esd_core.training.out_of_memory import oom_as_error  # noqa: E402
 from esd_pack.esd_core.training.selection import select  # noqa: E402
@@ -27,10 +28,9 @@ from esd_pack.nodes.host.denoiser import HostDenoiser  # noqa: E402
 from esd_pack.nodes.host.model import architecture, parameters  # noqa: E402
 
 
-def model_of(config):
+def model_of(shapes):
     """MODEL, as ComfyUI's own detection makes it of such a file."""
-    with torch.device("meta"):
-        state = UNet2DConditionModel.from_config(config).state_dict()
+    state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     found = comfy.model_detection.model_config_from_diffusers_unet(state)
     found.set_inference_dtype(torch.float16, None)
     model = found.get_model({}, device=torch.device("meta"))
@@ -55,6 +55,12 @@ class OnFourGigabytes(HostDenoiser):
     def free_memory(self):
         return 4_000_000_000
 
+    def encode(self, prompts, width, height):
+        """As a CLIP would give it, of which there is none here."""
+        unet = self.model.model.model_config.unet_config
+        pooled = [torch.zeros(1, unet[key]) for key in ("adm_in_channels",) if unet.get(key)]
+        return Conditioning(torch.zeros(1, 77, unet["context_dim"]), *pooled)
+
 
 def planned(model, **settings):
     """Bytes for masters, gradients and optimizer at 256x256, and whether all of it fits."""
@@ -76,8 +82,8 @@ def used_up():
         return str(error)
 
 
-asked = json.loads(configs.read_text())
-models = {name: model_of(config) for name, config in asked.items()}
+asked = json.loads(question.read_text())
+models = {name: model_of(shapes) for name, shapes in asked.items()}
 told = {name: described(model) for name, model in models.items()}
 told["memory"] = {
     "sdxl esd-x": planned(models["sdxl"]),
