@@ -24,8 +24,9 @@ demo: $(INSTALLED) $(HOST)
 	$(VENV)/bin/esd demo --out out/demo
 	$(IN_HOST) $(VENV)/bin/python tests/host/demo.py out/demo
 
+# What to test goes into ARGS: make test ARGS="tests/host -k pocket".
 test: $(INSTALLED) $(HOST)
-	$(IN_HOST) OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q --numprocesses $(JOBS) --dist loadfile
+	$(IN_HOST) OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
