@@ -19,12 +19,12 @@ _ODD = re.compile(r'[<>:"|?*\x00-\x1f]')
 
 
 def check_prefix(prefix: str) -> None:
-    """ConfigError for a file name prefix that is none, or leads elsewhere."""
+    """ConfigError for a file name prefix that is not a name, or leads elsewhere."""
     parts = prefix.replace("\\", "/").split("/")
     if not all(part.strip(" .") for part in parts) or _ODD.search(prefix):
         raise ConfigError(
-            f'the file name prefix "{prefix}" is no name in the output folder: write a name, or '
-            "folder/name, without .. or any of < > : | ? *"
+            f'the file name prefix "{prefix}" is not a name in the output folder: write a name, '
+            "or folder/name, without .. or any of < > : | ? *"
         )
 
 
