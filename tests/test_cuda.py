@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from esd_core.files.erasure import applied, read_erasure, write_erasure
+from esd_core.files.apply import applied
+from esd_core.files.native import read_erasure, write_erasure
 from esd_core.method.bank import Bank
 from esd_core.method.probes import Probes
 from esd_core.training.run import erase, make_student

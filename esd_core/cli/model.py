@@ -56,15 +56,15 @@ def load(model: str, precision: str = "auto", device: str | None = None) -> Diff
 def base(model: str) -> Base:
     """The model's UNet alone; tensors on this disk are read one at a time."""
     hush()
-    from ..files.base import Base, marks_of, open_base
+    from ..files.base import Base, markers_of, open_base
     from ..models.diffusers_backend import load_denoiser, pocket_folder
 
     if model == POCKET or Path(model).exists():
         return open_base(pocket_folder() if model == POCKET else model)
     with memory_told():  # in fp32, so that base and change are summed exactly and rounded once
         found = load_denoiser(model, "fp32", "cpu")
-    marks = marks_of(found.pipeline.scheduler.config)
-    return Base(found.architecture, found.unet.config, found.parameters(), marks)
+    markers = markers_of(found.pipeline.scheduler.config)
+    return Base(found.architecture, found.unet.config, found.parameters(), markers)
 
 
 def native_size(denoiser: DiffusersDenoiser) -> int:

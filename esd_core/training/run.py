@@ -10,12 +10,14 @@ import torch
 
 from ..config.settings import ErasureConfig
 from ..errors import FileError
-from ..files.erasure import Erasure, fingerprint, make_erasure
+from ..files.apply import fingerprint
+from ..files.erasure import Erasure
 from ..method.bank import Bank
 from ..method.probes import Probes
 from ..models.denoiser import Denoiser
 from . import plan as memory
 from .checkpoint import TrainingState, damaged, read_state, refuse_other_run
+from .making import make_erasure
 from .selection import select
 from .student import FullStudent, LowRankStudent, Student
 from .trainer import Commands, Events, Outcome, Trainer

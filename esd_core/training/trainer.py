@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ESDError
-from ..files.erasure import fingerprint
+from ..files.apply import fingerprint
 from ..method.bank import Bank, Samples
 from ..method.objective import regression_loss
 from ..method.probes import ProbeReport, Probes

@@ -15,7 +15,8 @@ from graphs import Graph, drawn_with, files, pictures
 from safetensors.torch import load_file
 from unets import CONFIGS
 
-from esd_core.files.erasure import merged, read_erasure
+from esd_core.files.apply import merged
+from esd_core.files.native import read_erasure
 from esd_core.models.diffusers_backend import load_denoiser
 from esd_core.models.keys import diffusers_to_canonical
 
@@ -212,10 +213,11 @@ def test_weights_of_every_width_can_be_trained(server, saved, dtype):
 
 def cast(server, dtype):
     """Writes pocket's UNet in that format, by the headless export; its name for UNETLoader."""
-    from esd_core.files.erasure import SAVE_DTYPES
+    from esd_core.files.apply import summed
     from esd_core.files.unet import write_unet
+    from esd_core.storage.dtypes import PRECISIONS
 
     pocket = load_denoiser("pocket", "fp32", "cpu")
     path = server.base / "models" / "diffusion_models" / f"pocket-{dtype}.safetensors"
-    write_unet(path, pocket.parameters(), {}, SAVE_DTYPES[dtype])
+    write_unet(path, summed(pocket.parameters(), {}, PRECISIONS[dtype]))
     return path.name

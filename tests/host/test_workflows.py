@@ -13,7 +13,7 @@ from graphs import files, pictures, small_erasure
 from PIL import Image
 
 from esd_core.config.presets import load_preset
-from esd_core.files.erasure import read_erasure
+from esd_core.files.native import read_erasure
 from esd_core.pocket.judge import load_oracle
 
 FOLDER = PACK / "workflows"

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from esd_core.errors import ConfigError, ESDError, FileError
-from esd_core.files.erasure import make_erasure, write_erasure
+from esd_core.files.native import write_erasure
 from esd_core.method.bank import Bank
 from esd_core.method.probes import Probes
 from esd_core.storage.writing import write_safetensors
 from esd_core.training.checkpoint import read_state, refuse_other_run, state_path
+from esd_core.training.making import make_erasure
 from esd_core.training.run import erase, make_student
 from esd_core.training.trainer import Trainer
 
