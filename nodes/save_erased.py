@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..esd_core.errors import ESDError
 from ..esd_core.files.erasure import Erasure
-from ..esd_core.files.formats import WRITTEN
+from ..esd_core.files.formats import FORMATS, WRITTEN
 from .host import folders, saving
 from .host.progress import told
 from .types import Erased
@@ -32,11 +32,9 @@ class ESDSaveErased(io.ComfyNode):
                     "format",
                     options=list(WRITTEN),
                     default=next(iter(WRITTEN)),
-                    tooltip="erasure: the change alone, exactly, for ComfyUI's LoRA loaders. LoRA: "
-                    "the change at a low rank, small, for other programs' loaders too. UNet: all "
-                    "weights, for UNETLoader. diffusers: a folder for "
-                    "UNet2DConditionModel.from_pretrained. official: the erased weights alone, "
-                    "for the official code.",
+                    tooltip=" ".join(
+                        f"{label}: {FORMATS[name].purpose}." for label, name in WRITTEN.items()
+                    ),
                 ),
                 io.String.Input(
                     "filename_prefix",
@@ -47,7 +45,8 @@ class ESDSaveErased(io.ComfyNode):
                 Erased.Input(
                     "erasure",
                     optional=True,
-                    tooltip="From ESD Train; for the formats erasure, LoRA and official.",
+                    tooltip="From ESD Train; for the formats erasure, LoRA and official. UNet "
+                    "notes in its file what was erased.",
                 ),
                 io.Model.Input(
                     "model",

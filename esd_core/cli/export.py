@@ -11,7 +11,7 @@ from pydantic import Field
 from ..config.rules import Settings
 from ..config.settings import FileDtype, Number
 from ..errors import ConfigError
-from ..files.formats import FORMATS, LORA, OFFICIAL
+from ..files.formats import FORMATS, LORA, OFFICIAL, WRITTEN
 from . import erased, outputs
 from . import model as models
 from .console import say
@@ -21,11 +21,10 @@ from .flags import add_flags, read
 class Form(Settings):
     """What is written, and how."""
 
-    to: Literal["unet", "diffusers", "official", "lora", "erasure"]
-    """unet: a whole UNet as one file, for ComfyUI's UNETLoader. diffusers: a folder for
-    UNet2DConditionModel.from_pretrained. official: the erased weights alone, as the official code
-    loads them; --out may be a folder then. lora: the change at a low rank, for every loader of
-    LoRAs. erasure: the change itself, for ComfyUI's LoRA loaders."""
+    to: Literal["unet", "diffusers", "official", "lora", "erasure"] = Field(
+        description="; ".join(f"{name}: {FORMATS[name].purpose}" for name in WRITTEN.values())
+        + "; --out may be a folder for official."
+    )
     strength: Number = Field(1.0, ge=-100, le=100)
     """How much of the change is taken."""
     dtype: FileDtype = "fp16"

@@ -40,6 +40,7 @@ def add_model(parser: ArgumentParser) -> None:
 def check_model(model: str) -> None:
     """FileError for a model that is neither a path that exists nor possibly a hub id."""
     is_local = not _HUB_ID.fullmatch(model) or model.endswith(".safetensors")
+    is_local |= Path(model).is_symlink()
     if model != POCKET and is_local and not Path(model).exists():
         raise FileError(f"there is no model {model}: give {FORMS}")
 

@@ -15,6 +15,7 @@ class Format:
     Attributes:
         title: what such a file is.
         label: as the node lists it; "" for a kind that is only read.
+        purpose: what is written, and what it opens in.
         folder: below the host's output folder.
         has_weights: it holds weights, so reading a change from it, or writing it, takes a base.
         is_whole: it is written with all weights of a model, and needs no erasure for that.
@@ -24,6 +25,7 @@ class Format:
 
     title: str
     label: str = ""
+    purpose: str = ""
     folder: str = "loras"
     has_weights: bool = False
     is_whole: bool = False
@@ -31,18 +33,36 @@ class Format:
     is_lora: bool = False
 
 
-_WHOLE = {"has_weights": True, "is_whole": True}
+_WHOLE: dict[str, bool] = {"has_weights": True, "is_whole": True}
 
 FORMATS = {
-    ERASURE: Format("an erasure of this pack", "erasure", is_lora=True),
-    LORA: Format("a LoRA", "LoRA", is_lora=True),
-    UNET: Format("a whole UNet", "UNet", "diffusion_models", **_WHOLE),
+    ERASURE: Format(
+        "an erasure of this pack",
+        "erasure",
+        "the change alone, exactly, for ComfyUI's LoRA loaders",
+        is_lora=True,
+    ),
+    LORA: Format(
+        "a LoRA",
+        "LoRA",
+        "the change at a low rank, small, for other programs' loaders too",
+        is_lora=True,
+    ),
+    UNET: Format(
+        "a whole UNet", "UNet", "all weights, for UNETLoader", folder="diffusion_models", **_WHOLE
+    ),
     DIFFUSERS: Format(
-        "a whole UNet under diffusers' names", "diffusers", "diffusers", is_folder=True, **_WHOLE
+        "a whole UNet under diffusers' names",
+        "diffusers",
+        "a folder for UNet2DConditionModel.from_pretrained",
+        folder="diffusers",
+        is_folder=True,
+        **_WHOLE,
     ),
     OFFICIAL: Format(
         "erased weights under diffusers' names, as the official code writes",
         "official",
+        "the erased weights alone, for the official code",
         has_weights=True,
     ),
     DIFFERENCE: Format("full differences of weights"),

@@ -64,7 +64,8 @@ def low_rank(
     factors: dict[str, tuple[Tensor, Tensor]] = {}
     kept: dict[str, float] = {}
     total = total_kept = 0.0
-    for name, tensor in change.items():
+    for name in sorted(change):  # so that the file does not follow the order of its source
+        tensor = change[name]
         square = float(to_write(name, tensor).double().square().sum())
         if square == 0:
             continue

@@ -222,6 +222,8 @@ def test_a_loop_of_links_is_named(
         ("evaluate", *model, "--erased", loop),
         ("compare", *model, "--erased", loop, "--prompt", "a", "--out", out),
         ("inspect", loop),
+        ("inspect", file, "--model", loop),
+        ("compare", "--model", loop, "--erased", file, "--prompt", "a", "--out", out),
     ):
         assert str(loop) in refusal(capsys, *words)
 

@@ -330,7 +330,7 @@ def test_tensors_that_the_model_lacks_are_refused(denoiser, erasure):
         check_fits(other, denoiser)
 
 
-# -- what is no erasure ----------------------------------------------------------------------
+# -- what is not an erasure -------------------------------------------------------------------
 
 
 def test_a_missing_file_is_refused(tmp_path):
