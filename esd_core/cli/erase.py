@@ -154,7 +154,7 @@ def _train(
 
 def _write_erasure(arguments: Namespace, trainer: Trainer, erasure: Erasure) -> None:
     """FileError when it cannot be written; the training is then kept, and the error says where."""
-    from ..files.erasure import write_erasure
+    from ..files.native import write_erasure
 
     try:
         write_erasure(arguments.out, erasure, arguments.force)

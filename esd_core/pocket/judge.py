@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import FileError
-from ..files.erasure import Erasure, applied
+from ..files.apply import applied
+from ..files.erasure import Erasure
 from ..images.render import OnProgress, render
 from ..models.diffusers_backend import DiffusersDenoiser
 from . import FIRST_SEED, GUIDANCE, WEIGHTS

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config.settings import ErasureConfig
-from ..files.erasure import Erasure, fingerprint, make_erasure
+from ..files.apply import fingerprint
+from ..files.erasure import Erasure
 from ..method.bank import Bank
 from ..method.contexts import term_source
 from ..method.objective import v_weight
@@ -17,6 +18,7 @@ from ..method.terms import prompts_of, terms
 from ..models.denoiser import Denoiser, Rehearsable
 from .checkpoint import StateFile, damaged
 from .events import Control, Events, Outcome
+from .making import make_erasure
 from .plan import Plan, check
 from .student import make_student
 from .trainer import Trainer

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from esd_core.files.erasure import applied
+from esd_core.files.apply import applied
 from esd_core.images.render import render
 from esd_core.method.contexts import ContextTerms
 from esd_core.models.diffusers_backend import DiffusersDenoiser
