@@ -20,6 +20,7 @@ _STEPS = {"training.learning_rate": 1e-6, "training.weight_decay": 0.001}
 _ADVICE = {
     "concepts": "Van Gogh\nVan Gogh -> painting\ncowboy hat <- cowboy",
     "preserve": "one prompt a line",
+    "contexts": "auto\na {} painting of a house",
 }
 
 
