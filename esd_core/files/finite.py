@@ -30,7 +30,7 @@ def to_write(name: str, tensor: Tensor) -> Tensor:
     if not is_finite(tensor):
         kind = str(tensor.dtype).removeprefix("torch.")
         raise FileError(
-            f"{name} would not be finite as {kind}, so nothing is written: take a smaller strength "
-            "or another dtype, and look at the erasure with `esd inspect`"
+            f"{name} would not be finite as {kind}, so nothing is written: the change is too large "
+            "for that number format, or the file that it comes from is damaged"
         )
     return tensor

@@ -31,7 +31,7 @@ def read_erasure(path: Path) -> Erasure:
     if foreign or not header.tensors:
         what = f'"{foreign[0]}"' if foreign else "no tensor"
         raise FileError(
-            f"{path} is not an erasure file (it holds {what}): give one that `esd erase` wrote"
+            f"{path} is not an erasure file (it holds {what}): give one that a training wrote"
         )
     stored = file_tensors(header)
     tensors = renamed(stored, {key.removeprefix(PREFIX): key for key in stored})

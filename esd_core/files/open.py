@@ -189,6 +189,6 @@ def _of_weights(header: Header) -> Source:
     unexpected = sorted(names.keys() - known) or sorted(names)
     what = f'"{unexpected[0][:200]}"' if unexpected else "no tensor"
     raise FileError(
-        f"{header.path} is not an erasure file (it holds {what}): give one that `esd erase` "
-        "wrote, a LoRA, or weights of an erased UNet"
+        f"{header.path} is not an erasure file (it holds {what}): give an erasure, a LoRA, "
+        "or weights of an erased UNet"
     )
