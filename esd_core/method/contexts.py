@@ -113,6 +113,7 @@ ROLES = {"style": (STYLE,), "object": (OBJECT,), "person": (PERSON,), "": (STYLE
 
 MIXED = 0.6
 """Share of contexts that have another word beside the concept."""
+_TRIES = 100
 FOLLOWED = 0.25
 """Preserving trajectories for every one that erases."""
 
@@ -178,11 +179,12 @@ class ContextTerms:
         return template, self._word(role.words)
 
     def _word(self, words: Sequence[str]) -> str:
-        """One that is not being erased."""
-        while True:
+        """One that does not hold what is being erased: who erases boats erases sailboats."""
+        for _ in range(_TRIES):  # a name of one letter is in most words
             word = self._random.choice(words)
-            if word.casefold() not in self._erased:
-                return word
+            if not any(name in word.casefold() for name in self._erased):
+                break
+        return word
 
     def _erasing(self, concept: Concept, role: Role) -> Term:
         """The design's table, line by line; the context without the concept is its own base."""
