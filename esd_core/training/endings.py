@@ -3,6 +3,7 @@
 ENDINGS = {
     "done": "all steps done",
     "erased": "ended early: no more than `training.until` of the concept is left",
-    "drifted": "ended early: a prompt drifted beyond `training.max_drift`; the last state within it "
-    "is kept",
+    "drifted": (
+        "ended early: a prompt drifted beyond `training.max_drift`; the last state below it is kept"
+    ),
 }

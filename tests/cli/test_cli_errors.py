@@ -252,8 +252,8 @@ def test_models_that_are_none_are_named(
     pickled.write_bytes(b"\x80\x04")
     cases = {
         no_model: "is a folder without model_index.json",
-        pickled: "is no .safetensors file",
-        file: "is no checkpoint, since it holds no UNet",
+        pickled: "is not a .safetensors file",
+        file: "is not a checkpoint, since it holds no UNet",
     }
     for model, expected in cases.items():
         words = ("erase", "--model", model, "--concept", "a", "--out", out)
