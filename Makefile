@@ -24,8 +24,9 @@ demo: $(INSTALLED) $(HOST)
 	$(VENV)/bin/esd demo --out out/demo
 	$(IN_HOST) $(VENV)/bin/python tests/host/demo.py out/demo
 
+# What to test goes into ARGS: make test ARGS="tests/host -k pocket".
 test: $(INSTALLED) $(HOST)
-	$(IN_HOST) OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q --numprocesses $(JOBS) --dist loadfile
+	$(IN_HOST) OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
@@ -56,7 +57,8 @@ environment: $(HOST)
 $(HOST_VENV)/.installed: $(REQUIRED)
 	@echo "Installing what $(COMFYUI) requires into $(HOST_VENV); this takes some minutes."
 	$(PYTHON) -m venv $(HOST_VENV)
-	$(HOST_VENV)/bin/python -m pip install --quiet --requirement "$(REQUIRED)"
+	@# ComfyUI 0.3.64 imports requests without asking for it: its transformers brought it along then.
+	$(HOST_VENV)/bin/python -m pip install --quiet --requirement "$(REQUIRED)" requests
 	@touch $@
 
 # A ComfyUI with the pack, for a person: http://127.0.0.1:8188, files below $(WORLD), Ctrl-C ends it.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .compare import ESDCompare
-from .host.pocket import register
 from .load_erased import ESDLoadErased
 from .load_pocket import ESDLoadPocket
 from .save_erased import ESDSaveErased
@@ -14,9 +13,6 @@ from .train_options import ESDTrainOptions
 
 
 class ESDExtension(ComfyExtension):
-    async def on_load(self) -> None:
-        register()
-
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [ESDTrain, ESDTrainOptions, ESDLoadErased, ESDSaveErased, ESDCompare, ESDLoadPocket]
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from comfy_api.latest import io, ui
-from einops import rearrange
 from torch import Tensor
 
 from ..esd_core.config.rules import limits
 from ..esd_core.config.settings import SIZES
 from ..esd_core.errors import ConfigError
 from ..esd_core.images import comparison
+from . import pictures
 from .host import sampling
 from .host.progress import Steps
 from .host.sampling import Sampling
@@ -95,8 +94,8 @@ class ESDCompare(io.ComfyNode):
             torch.cat([sampling.draw(m, vae, text, against, asked, bar.on_step) for text in texts])
             for m in (original, erased)
         ]
-        image = _grid(lines, columns, asked)
-        measured = comparison.report(lines, _measured(columns, clip_vision))
+        image = pictures.grid(lines, columns, asked)
+        measured = comparison.report(lines, pictures.measured(columns, clip_vision))
         report = f"erased against original, seed {seed}\n{measured}"
         return io.NodeOutput(image, *columns, report, ui=cls._shown(image, columns))
 
@@ -175,28 +174,3 @@ def _slider() -> list[io.Input]:
 
 def _lines(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def _chw(pictures: Tensor) -> Tensor:
-    return rearrange(pictures, "n h w c -> n c h w")
-
-
-def _measured(columns: Sequence[Tensor], vision: Any) -> list[comparison.Measures]:
-    """A row a prompt."""
-    rows = [row for (row,) in comparison.measure([_chw(column) for column in columns])]
-    if vision is not None:
-        for row, cosine in zip(rows, sampling.likeness(vision, *columns), strict=True):
-            row["clip cosine"] = round(cosine, 5)
-    return rows
-
-
-def _grid(lines: Sequence[str], columns: Sequence[Tensor], asked: Sampling) -> Tensor:
-    """IMAGE, [1, H, W, 3]."""
-    image = comparison.draw(
-        [(line, asked.seed) for line in lines],
-        ["erased"],
-        [_chw(column) for column in columns],
-        f"{asked.steps} steps of {asked.sampler}, {asked.scheduler}, cfg {asked.cfg:g}, "
-        f"{asked.width}x{asked.height}",
-    )
-    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)[None]

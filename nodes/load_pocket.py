@@ -29,5 +29,11 @@ class ESDLoadPocket(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls) -> str:
+        """Asked before anything runs: a UNETLoader of the same prompt may have its turn first."""
+        pocket.register()
+        return ""
+
+    @classmethod
     def execute(cls) -> io.NodeOutput:
         return io.NodeOutput(pocket.load_unet(), pocket.load_clip(), pocket.load_vae())

@@ -5,24 +5,20 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from ..esd_core.training.endings import ENDINGS
 from .host.folders import shown
 from .host.training import ENDING
+from .widgets import by_widget
 
 if TYPE_CHECKING:
     from .host.training import Trained
-
-_ENDINGS = {
-    "done": "all steps done",
-    "erased": "ended early: no more than `until` of the concept is left",
-    "drifted": "ended early: a prompt drifted beyond max_drift; the last state below it is kept",
-}
 
 
 def of_training(trained: Trained) -> str:
     """Where the file is, how the run ended, and what the probes measured."""
     metadata = trained.erasure.metadata
     verb = "written to" if trained.is_new else "the same inputs made this before, so it is taken:"
-    ending = _ENDINGS.get(metadata.get(ENDING, ""), "")
+    ending = by_widget(ENDINGS.get(metadata.get(ENDING, ""), ""))
     probes = json.loads(metadata.get("esd.probes", "{}"))
     return ";\n".join(
         (

@@ -21,6 +21,8 @@ WIDGETS = (
     *("training.gradient_checkpointing", "training.save_every", "training.preview_every"),
     *("training.probe_every", "training.until", "training.max_drift", "training.save_dtype"),
 )
+LATER = ("contexts", "training.schedule", "training.loss_weight")
+"""Last, so that workflows of before open as they were."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class ESDTrainOptions(io.ComfyNode):
                     tooltip="Go on from the state that a cancelled run with the same inputs has "
                     "left; without one, start from the beginning.",
                 ),
+                *map(widget, LATER),
             ],
             outputs=[TrainOptions.Output("options", "options", tooltip="For ESD Train.")],
         )

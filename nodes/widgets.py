@@ -20,6 +20,7 @@ _STEPS = {"training.learning_rate": 1e-6, "training.weight_decay": 0.001}
 _ADVICE = {
     "concepts": "Van Gogh\nVan Gogh -> painting\ncowboy hat <- cowboy",
     "preserve": "one prompt a line",
+    "contexts": "auto\na {} painting of a house",
 }
 
 
@@ -79,5 +80,10 @@ def errors_by_widget() -> Iterator[None]:
     try:
         yield
     except ESDError as error:
-        error.args = (renamed(str(error), {name: input_id(name) for name in FIELDS}),)
+        error.args = (by_widget(str(error)),)
         raise
+
+
+def by_widget(text: str) -> str:
+    """The text with every setting in backquotes as its widget is called."""
+    return renamed(text, {name: input_id(name) for name in FIELDS})

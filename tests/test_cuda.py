@@ -6,7 +6,8 @@ import pytest
 import torch
 from trainers import trainer_of
 
-from esd_core.files.erasure import applied, read_erasure, write_erasure
+from esd_core.files.apply import applied
+from esd_core.files.native import read_erasure, write_erasure
 from esd_core.training.run import erase
 
 pytestmark = [

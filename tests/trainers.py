@@ -1,6 +1,7 @@
 """A run's parts, made as `prepare` makes them, for tests that look inside."""
 
 from esd_core.method.bank import Bank
+from esd_core.method.contexts import term_source
 from esd_core.method.probes import Probes
 from esd_core.method.terms import terms
 from esd_core.training import plan as memory
@@ -9,7 +10,7 @@ from esd_core.training.run import prepare
 
 def bank_of(denoiser, config, sampling_batch=None):
     size = config.width, config.height
-    return Bank(denoiser, terms(config), config.trajectory, size, sampling_batch)
+    return Bank(denoiser, term_source(config), config.trajectory, size, sampling_batch)
 
 
 def probes_of(denoiser, config):

@@ -14,7 +14,7 @@ from ..config.settings import SIZES
 from ..errors import FileError
 from . import erased, outputs
 from . import model as models
-from .console import pictures
+from .console import pictures, say
 from .flags import add_flags, checked, number, read
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def run(arguments: Namespace) -> int:
         outputs.write_json(
             arguments.json, _report(arguments, files, rows, measured, sampling), arguments.force
         )
-    print(_summary(labels, measured, arguments.out))
+    say(_summary(labels, measured, arguments.out))
     return 0
 
 
@@ -128,7 +128,7 @@ def _render(
     sampling: dict[str, Any],
 ) -> list[Tensor]:
     """A column of pictures [N, 3, H, W] of the model itself, and one an erasure."""
-    from ..files.erasure import applied
+    from ..files.apply import applied
     from ..images.render import render
 
     prompts, seeds = [prompt for prompt, _ in rows], [seed for _, seed in rows]

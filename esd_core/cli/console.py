@@ -26,6 +26,11 @@ def note(text: str) -> None:
     tqdm.write(printable(text), file=sys.stderr)
 
 
+def say(text: str) -> None:
+    """A result, on stdout."""
+    print(printable(text))
+
+
 def printable(text: str) -> str:
     """The text with control characters but line ends escaped: files of others may hold them, and
     a terminal would obey."""

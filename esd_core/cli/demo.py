@@ -56,7 +56,7 @@ def run(arguments: Namespace) -> int:
     files = [out / name for name in ("erasure.safetensors", "comparison.png", "report.json")]
     outputs.check_outputs(files, force=True)
     denoiser = models.load(models.POCKET)
-    from ..files.erasure import write_erasure
+    from ..files.native import write_erasure
     from ..pocket.judge import table
     from ..training.run import erase
 
@@ -90,7 +90,7 @@ def _evaluate(denoiser: DiffusersDenoiser, erasure: Erasure) -> dict[str, Any]:
 
 
 def _comparison(denoiser: DiffusersDenoiser, erasure: Erasure) -> Image:
-    from ..files.erasure import applied
+    from ..files.apply import applied
     from ..images.grid import DIFFERENCE_HEADER, Row, comparison_grid, difference
     from ..images.render import render
     from ..pocket.world import SIZE

@@ -15,11 +15,12 @@ from ..config.presets import load_preset, load_settings, preset_names
 from ..config.settings import ErasureConfig, override
 from ..errors import FileError
 from ..models.architectures import SDXL, Architecture
+from ..training.endings import ENDINGS
 from . import model as models
 from . import outputs
 from .console import StopRequest, note
 from .events import TerminalEvents
-from .flags import CONFIG, add_flags, given
+from .flags import CONFIG, add_flags, by_flag, given
 
 if TYPE_CHECKING:
     from ..files.erasure import Erasure
@@ -154,7 +155,7 @@ def _train(
 
 def _write_erasure(arguments: Namespace, trainer: Trainer, erasure: Erasure) -> None:
     """FileError when it cannot be written; the training is then kept, and the error says where."""
-    from ..files.erasure import write_erasure
+    from ..files.native import write_erasure
 
     try:
         write_erasure(arguments.out, erasure, arguments.force)
@@ -202,17 +203,10 @@ def _tell_how_to_resume(arguments: Namespace, state_file: Path, step: int) -> No
     note(f"stopped; the state of step {step} is in {state_file}. To go on with it:\n  {command}")
 
 
-_ENDINGS = {
-    "done": "all steps done",
-    "erased": "ended early: no more than `until` of the concept is left",
-    "drifted": "ended early: a prompt drifted beyond max_drift; the last state below it is kept",
-}
-
-
 def _summary(out: Path, result: Result) -> str:
     report, probes = result.report, result.outcome.probes
     lines = [
-        f"{_ENDINGS[result.outcome.ending]}: {report['student_steps']} steps, "
+        f"{by_flag(ENDINGS[result.outcome.ending])}: {report['student_steps']} steps, "
         f"{report['teacher_evaluations']} evaluations for samples, {report['seconds']:.1f} s"
     ]
     if probes:

@@ -80,12 +80,12 @@ def fitted(
 
 def fitted_to(source: Source, base: Base) -> Erasure:
     """The change that a source makes to a base; notes what does not quite fit."""
-    from ..files.erasure import check_fits
+    from ..files.apply import check_fits
 
     erasure = source.erasure(base)
     warning = check_fits(erasure, base)
     if warning:
         note(f"esd: warning: {warning}")
-    if source.left_out:
-        note(f"esd: {source.path.name}: {source.left_out} tensors not of a UNet are left out")
+    if source.skipped:
+        note(f"esd: {source.path.name}: {source.skipped} tensors not of a UNet are left out")
     return erasure

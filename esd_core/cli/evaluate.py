@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..pocket import FIRST_SEED
 from . import erased, outputs
 from . import model as models
-from .console import pictures
+from .console import pictures, say
 from .flags import add_flags, read
 
 
@@ -61,7 +61,7 @@ def run(arguments: Namespace) -> int:
             seed=asked.seed,
             on_progress=report,
         ).as_dict()
-    print(table(result))
+    say(table(result))
     if arguments.json:
         outputs.write_json(arguments.json, result, arguments.force)
     return 0

@@ -11,19 +11,20 @@ from pydantic import Field
 from ..config.rules import Settings
 from ..config.settings import FileDtype, Number
 from ..errors import ConfigError
+from ..files.formats import FORMATS, LORA, OFFICIAL, WRITTEN
 from . import erased, outputs
 from . import model as models
+from .console import say
 from .flags import add_flags, read
 
 
 class Form(Settings):
     """What is written, and how."""
 
-    to: Literal["unet", "diffusers", "official", "lora", "erasure"]
-    """unet: a whole UNet as one file, for ComfyUI's UNETLoader. diffusers: a folder for
-    UNet2DConditionModel.from_pretrained. official: the erased weights alone, as the official code
-    loads them; --out may be a folder then. lora: the change at a low rank, for every loader of
-    LoRAs. erasure: the change itself, for ComfyUI's LoRA loaders."""
+    to: Literal["unet", "diffusers", "official", "lora", "erasure"] = Field(
+        description="; ".join(f"{name}: {FORMATS[name].purpose}" for name in WRITTEN.values())
+        + "; --out may be a folder for official."
+    )
     strength: Number = Field(1.0, ge=-100, le=100)
     """How much of the change is taken."""
     dtype: FileDtype = "fp16"
@@ -54,10 +55,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     form = read(Form, arguments)
-    out, is_folder = arguments.out, form.to == "diffusers"
-    if form.to != "lora" and (form.rank, form.energy) != (None, None):
+    out, is_folder = arguments.out, FORMATS[form.to].is_folder
+    if form.to != LORA and (form.rank, form.energy) != (None, None):
         raise ConfigError("--rank and --energy are for --to lora")
-    in_folder = form.to == "official" and out.is_dir()
+    in_folder = form.to == OFFICIAL and out.is_dir()
     if not in_folder:
         _check(out, arguments, is_folder)
     models.check_model(arguments.model)
@@ -71,7 +72,7 @@ def run(arguments: Namespace) -> int:
     erasure = erased.fitted_to(source, base)
     options = Options(**_chosen(form), force=arguments.force)
     report = export(form.to, out, erasure, base, options)
-    print(*filter(None, (report, f"written to {out}")), sep="\n")
+    say("\n".join(filter(None, (report, f"written to {out}"))))
     return 0
 
 
@@ -81,7 +82,9 @@ def _check(out: Path, arguments: Namespace, is_folder: bool) -> None:
 
 
 def _chosen(form: Form) -> dict[str, Any]:
-    chosen = form.model_dump(exclude={"to"})
+    from ..storage.dtypes import PRECISIONS
+
+    chosen = form.model_dump(exclude={"to"}) | {"dtype": PRECISIONS[form.dtype]}
     if (form.rank, form.energy) == (None, None):
         chosen["rank"] = DEFAULT_RANK
     return chosen

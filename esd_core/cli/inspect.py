@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError
+from ..files.formats import FOREIGN, FORMATS
+from ..files.metadata import Key
 from . import erased
 from . import model as models
-from .console import printable
+from .console import say
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..files.open import Source
 
-CONFIG = "esd.config"
-_JSON_VALUES = {"esd.concepts", "esd.anchors", "esd.probes", "trained_words", "esd.unet_config"}
-_LONG = {CONFIG, "esd.base_fingerprint", "esd.lora_kept_by_layer", "esd.losses"}
-_LONG |= {"esd.unet_config", "ssmd_cover_images"}
+_JSON_VALUES = {Key.CONCEPTS, Key.ANCHORS, Key.PROBES, Key.WORDS, Key.UNET_CONFIG}
+_LONG = {Key.CONFIG, Key.FINGERPRINT, Key.LORA_KEPT_BY_LAYER, "esd.losses"}
+_LONG |= {Key.UNET_CONFIG, Key.COVERS}
 """Not shown, unless by --config and --json."""
 
 _KINDS = {
@@ -54,35 +55,32 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    from ..files.open import KINDS
-
     if arguments.model:
         models.check_model(arguments.model)
     (source,) = erased.open_all([erased.Erased(arguments.file)])
     if arguments.config:
-        if CONFIG not in source.metadata:
+        if Key.CONFIG not in source.metadata:
             raise FileError(f"{arguments.file} does not say with what settings it was made")
-        print(printable(source.metadata[CONFIG]), end="")
+        say(source.metadata[Key.CONFIG].removesuffix("\n"))
         return 0
     found = _layers_of(source, arguments.model)
     if arguments.json:
         report = {
             "file": str(arguments.file),
             "kind": source.kind,
-            "is": KINDS[source.kind],
+            "is": FORMATS[source.kind].title,
             "architecture": source.architecture,
             "metadata": {key: _decoded(key, text) for key, text in source.metadata.items()},
             "layers": found,
         }
         print(json.dumps(report, indent=2))
     else:
-        print(printable(_described(source, found)))
+        say(_described(source, found))
     return 0
 
 
 def _layers_of(source: Source, model: str | None) -> dict[str, dict[str, Any]]:
     from ..files.erasure import Erasure
-    from ..files.open import FOREIGN
 
     if model:
         base = models.base(model)
@@ -137,7 +135,7 @@ def _decoded(key: str, text: str) -> Any:
         return text
     try:
         return json.loads(text, parse_constant=lambda _: None)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -147,13 +145,15 @@ def _one_line(text: str) -> str:
 
 
 def _described(source: Source, found: Mapping[str, Mapping[str, Any]]) -> str:
-    from ..files.open import KINDS
     from ..models.architectures import title
 
     metadata = sorted(source.metadata.items())
     shown = {_one_line(k): _one_line(text) for k, text in metadata if k not in _LONG}
     width = max(map(len, shown), default=0)
-    lines = [_one_line(source.path.name), f"{KINDS[source.kind]}, for {title(source.architecture)}"]
+    lines = [
+        _one_line(source.path.name),
+        f"{FORMATS[source.kind].title}, for {title(source.architecture)}",
+    ]
     lines += [f"  {key:{width}}  {text}" for key, text in shown.items()]
     lines.append(f"{'change':24} {'tensors':>8} {'values':>13} {'||dW||':>10} {'||dW||/||W||':>13}")
     for kind, of_kind in found.items():
@@ -163,6 +163,6 @@ def _described(source: Source, found: Mapping[str, Mapping[str, Any]]) -> str:
         lines.append(f"  {kind:22} {numbers} {norm} {part}")
     if not all("part" in of_kind for of_kind in found.values()):
         lines.append("--model MODEL tells how much of that base it changes.")
-    if CONFIG in source.metadata:
+    if Key.CONFIG in source.metadata:
         lines.append("--config prints the settings that make it again.")
     return "\n".join(lines)

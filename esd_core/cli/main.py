@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         if not isinstance(error, BrokenPipeError):  # there, the reader (head, say) has seen enough
             what = error.filename or "the output cannot be written"
-            print(f"esd: {what}: {error.strerror or error}", file=sys.stderr)
+            print(f"esd: {printable(str(what))}: {error.strerror or error}", file=sys.stderr)
         return FAILED
 
 

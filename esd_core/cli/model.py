@@ -41,6 +41,7 @@ def add_model(parser: ArgumentParser) -> None:
 def check_model(model: str) -> None:
     """FileError for a model that is neither a path that exists nor possibly a hub id."""
     is_local = not _HUB_ID.fullmatch(model) or model.endswith(".safetensors")
+    is_local |= Path(model).is_symlink()
     if model != POCKET and is_local and not Path(model).exists():
         raise FileError(f"there is no model {model}: give {FORMS}")
 
@@ -57,15 +58,15 @@ def load(model: str, precision: str = "auto", device: str | None = None) -> Diff
 def base(model: str) -> Base:
     """The model's UNet alone; tensors on this disk are read one at a time."""
     hush()
-    from ..files.base import Base, marks_of, open_base
+    from ..files.base import Base, markers_of, open_base
     from ..models.diffusers_backend import load_denoiser, pocket_folder
 
     if model == POCKET or Path(model).exists():
         return open_base(pocket_folder() if model == POCKET else model)
     with memory_told():  # in fp32, so that base and change are summed exactly and rounded once
         found = load_denoiser(model, "fp32", "cpu")
-    marks = marks_of(found.pipeline.scheduler.config)
-    return Base(found.architecture, found.unet.config, found.parameters(), marks)
+    markers = markers_of(found.pipeline.scheduler.config)
+    return Base(found.architecture, found.unet.config, found.parameters(), markers)
 
 
 def native_size(denoiser: DiffusersDenoiser) -> int:

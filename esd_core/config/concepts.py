@@ -3,12 +3,14 @@
     Van Gogh                the empty prompt takes the concept's place
     Van Gogh -> painting    the anchor "painting" takes its place
     cowboy hat <- cowboy    "cowboy" stays, and only loses its hat
+    Van Gogh (style)        what kind of thing it is; without it, contexts serve every kind
 
 Blank lines and lines that start with "#" say nothing.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -17,6 +19,7 @@ from ..errors import ConfigError
 REPLACE = "->"
 ERASE_FROM = "<-"
 COMMENT = "#"
+KINDS = ("style", "object", "person")
 FORMS = {REPLACE: "CONCEPT -> ANCHOR", ERASE_FROM: "CONCEPT <- WIDER PROMPT"}
 
 
@@ -24,12 +27,14 @@ FORMS = {REPLACE: "CONCEPT -> ANCHOR", ERASE_FROM: "CONCEPT <- WIDER PROMPT"}
 class Concept:
     """A concept with either its anchor, or the wider prompt that it is erased from, or neither.
 
-    Runs of white space are collapsed. `str` gives the line that `parse` reads back as this concept.
+    kind: of KINDS, or "" where it is not said. Runs of white space are collapsed. `str` gives the
+    line that `parse` reads back as this concept.
     """
 
     name: str
     anchor: str = ""
     erase_from: str = ""
+    kind: str = ""
 
     def __post_init__(self) -> None:
         for part in ("name", "anchor", "erase_from"):
@@ -57,11 +62,12 @@ class Concept:
         return self.erase_from or self.anchor
 
     def __str__(self) -> str:
+        name = f"{self.name} ({self.kind})" if self.kind else self.name
         if self.anchor:
-            return f"{self.name} {REPLACE} {self.anchor}"
+            return f"{name} {REPLACE} {self.anchor}"
         if self.erase_from:
-            return f"{self.name} {ERASE_FROM} {self.erase_from}"
-        return self.name
+            return f"{name} {ERASE_FROM} {self.erase_from}"
+        return name
 
 
 def parse(line: str) -> Concept:
@@ -69,7 +75,7 @@ def parse(line: str) -> Concept:
     line = " ".join(line.split())
     arrows = [arrow for arrow in (REPLACE, ERASE_FROM) for _ in range(line.count(arrow))]
     if not arrows:
-        return Concept(line)
+        return _concept(line)
     if len(arrows) > 1:
         which = "both arrows" if len(set(arrows)) > 1 else f'"{arrows[0]}" more than once'
         raise ConfigError(f'"{line}" has {which}: one arrow at most in a concept')
@@ -77,7 +83,16 @@ def parse(line: str) -> Concept:
     if not name or not other:
         side, form = "after" if name else "before", FORMS[arrows[0]]
         raise ConfigError(f'"{line}" has nothing {side} its arrow: write {form}')
-    return Concept(name, anchor=other) if arrows[0] == REPLACE else Concept(name, erase_from=other)
+    return _concept(name, **{"anchor" if arrows[0] == REPLACE else "erase_from": other})
+
+
+_KIND = re.compile(rf" ?\(({'|'.join(KINDS)})\)$")
+
+
+def _concept(name: str, **other: str) -> Concept:
+    """Of a name that may have its kind behind it."""
+    kind = _KIND.search(name)
+    return Concept(name[: kind.start()], kind=kind[1], **other) if kind else Concept(name, **other)
 
 
 def parse_all(lines: str | Iterable[str]) -> tuple[Concept, ...]:

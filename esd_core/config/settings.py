@@ -37,6 +37,8 @@ Method = Literal["esd-x", "esd-x-strict", "esd-u", "esd-all", "selfattn"]
 METHODS: tuple[str, ...] = get_args(Method)
 FileDtype = Literal["fp16", "bf16", "fp32"]
 DEFAULT_PROBE_EVERY = 10
+AUTO = "auto"
+"""Among contexts: the generic templates that ship with the code."""
 _MANY = 10**9
 
 
@@ -70,6 +72,19 @@ SIZES = Field(ge=64, le=4096, multiple_of=8)
 Size = Annotated[int, SIZES]
 Concepts = Annotated[tuple[Concept, ...], PlainValidator(_parsed), PlainSerializer(_lines)]
 Prompts = Annotated[tuple[Text, ...], Strict(False), AfterValidator(_prompts)]
+
+
+def _templates(value: tuple[str, ...]) -> tuple[str, ...]:
+    for template in value:
+        if template != AUTO and template.count("{}") != 1:
+            raise ConfigError(
+                f'`contexts` has "{template}": write {AUTO}, or a prompt with one {{}} where the '
+                "concept goes"
+            )
+    return tuple(" ".join(template.split()) for template in value)
+
+
+Templates = Annotated[tuple[Text, ...], Strict(False), AfterValidator(_templates)]
 
 
 class TrajectoryConfig(Settings):
@@ -106,6 +121,11 @@ class TrainingConfig(Settings):
     state, needs the package bitsandbytes."""
     weight_decay: Number = Field(0.0, ge=0, le=1)
     """Decoupled weight decay; at 0, adamw is plain Adam."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """How the learning rate goes on: constant, or linear, which falls to 0 over the second half."""
+    loss_weight: Literal["output", "v"] = "output"
+    """What an error counts at each noise level: as one of the model's own output, or as one of v,
+    which counts more where a picture is decided. The published runs use output."""
     warmup: int = Field(0, ge=0, le=_MANY)
     """Steps over which the learning rate rises to its value."""
     max_grad_norm: Number = Field(1.0, ge=0, le=_MANY)
@@ -175,6 +195,10 @@ class ErasureConfig(Settings):
     """Preserve the empty prompt too, which every guided picture rests on."""
     preserve_weight: Number = Field(1.0, ge=0, le=1000)
     """Weight of the preserving samples in the loss."""
+    contexts: Templates = ()
+    """Prompts to erase the concept in, one a line, with {} where it goes: "a {} painting of a
+    house". auto stands for generic ones, and preserves many generic words beside the concept. None:
+    the bare name alone, as in the published runs."""
     method: Method = "esd-x"
     """Which weights train. esd-x: cross-attention, for what a prompt names, such as styles and
     people. esd-x-strict: its keys and values only. esd-u: all but cross-attention, for what must go

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ..errors import FileError
-from ..models.keys import diffusers_to_canonical
+from ..models.keys import PREFIX, diffusers_to_canonical
 from ..storage.lazy import LazyTensors, Spec, spec_of
+from .finite import check_finite
 from .lora import ALPHA, DOWN, UP
 
 # What a tensor's name ends in -> what we call that part.
@@ -39,7 +40,7 @@ def part_of(name: str) -> tuple[str, str] | None:
 
 
 def foreign_part(names: Iterable[str]) -> str:
-    """The first tensor that belongs to a kind of adapter that is no LoRA, or ""."""
+    """The first tensor that belongs to an adapter of another kind than LoRA, or ""."""
     return next((n for n in names if any(word in n for word in _FOREIGN)), "")
 
 
@@ -73,7 +74,7 @@ def modules(config: Mapping[str, Any]) -> dict[str, str]:
         processor = theirs.replace(".to_", ".processor.to_").removesuffix(".0")
         found |= dict.fromkeys(
             (
-                *(f"diffusion_model.{ours}", f"lora_unet_{ours.replace('.', '_')}"),
+                *(f"{PREFIX}{ours}", f"lora_unet_{ours.replace('.', '_')}"),
                 *(f"{p}_{theirs.replace('.', '_')}" for p in ("lora_unet", "lycoris")),
                 *(f"{p}{theirs}" for p in ("unet.", "base_model.model.", "")),
                 *(f"{p}{processor}" for p in ("unet.", "")),
@@ -84,7 +85,7 @@ def modules(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def check_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
-    """FileError for a change with numbers that are none, or low-rank halves that do not fit.
+    """FileError for a change that is not finite, or low-rank halves that do not fit.
 
     One tensor at a time is in memory.
     """
@@ -95,20 +96,6 @@ def check_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -
         tensor = tensors[key]
         # Some programs write alpha as a whole number.
         check_finite(path, key, tensor.float() if key.endswith(ALPHA) else tensor)
-
-
-def check_finite(path: str | os.PathLike[str], name: str, tensor: Tensor) -> None:
-    """FileError for a tensor that is no floating-point one, or holds values that are not finite."""
-    if not tensor.is_floating_point():
-        raise FileError(f"{path} is damaged: {name} holds {tensor.dtype}, which no weight is")
-    if not is_finite(tensor):
-        raise FileError(f"{path} is damaged: {name} holds a value that is not finite")
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """By its least and greatest, which NaN spoils too: no mask is made of it."""
-    wide = tensor if tensor.element_size() > 1 else tensor.float()  # fp8 cannot be compared
-    return tensor.numel() == 0 or all(math.isfinite(end) for end in wide.aminmax())
 
 
 def _is_whole(tensors: Mapping[str, Tensor], stem: str) -> bool:

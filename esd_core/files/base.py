@@ -14,9 +14,10 @@ from ..models.architectures import Architecture, like
 from ..models.structure import unet_config
 from ..storage.reading import file_tensors, read_header
 from .diffusers import read_unet_folder
-from .unet import CONFIG, MARKS, unet_names
+from .metadata import Key
+from .unet import MARKERS, unet_names
 
-V_PREDICTION, ZERO_SNR = MARKS
+V_PREDICTION, ZERO_SNR = MARKERS
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,13 @@ class Base:
         architecture: the refiner too.
         config: of the UNet2DConditionModel.
         weights: by canonical name.
-        marks: ComfyUI's signs for what weights do not show: "v_pred", "ztsnr".
+        prediction_markers: of MARKERS, ComfyUI's signs for what weights do not show.
     """
 
     architecture: Architecture
     config: Mapping[str, Any]
     weights: Mapping[str, Tensor]
-    marks: tuple[str, ...] = ()
+    prediction_markers: tuple[str, ...] = ()
 
     def parameters(self) -> Mapping[str, Tensor]:
         """As a Denoiser's."""
@@ -44,29 +45,29 @@ def open_base(path: str | os.PathLike[str]) -> Base:
     """The UNet of a diffusers pipeline's folder, of a UNet's folder, of a checkpoint or a file.
 
     Its tensors stay on the disk and are read one at a time, when they are asked for.
-    Raises FileError if there is no such UNet or it is damaged.
+    Raises FileError if it is missing, damaged or not a UNet.
     """
     path = Path(path)
     if path.is_dir():
         inner = path / "unet" if (path / "unet").is_dir() else path
         config, weights = read_unet_folder(inner)
-        return Base(_architecture(config), config, weights, marks_of(_scheduler(path)))
+        return Base(_architecture(config), config, weights, markers_of(_scheduler(path)))
     header = read_header(path)
     weights = unet_names(file_tensors(header))
     if not weights:
-        raise FileError(f"{path} holds no UNet: it can be no base for an erasure.")
+        raise FileError(f"{path} holds no UNet, so it cannot be the base for an erasure")
     try:
-        config = json.loads(header.metadata.get(CONFIG, "null")) or unet_config(
+        config = json.loads(header.metadata.get(Key.UNET_CONFIG, "null")) or unet_config(
             {name: spec.shape for name, spec in weights.specs.items()}
         )
     except (ValueError, FileError) as error:
-        raise FileError(f"{path} can be no base for an erasure: {error}.") from error
-    found = tuple(mark for mark in MARKS if any(n.endswith(mark) for n in header.tensors))
+        raise FileError(f"{path} cannot be the base for an erasure: {error}") from error
+    found = tuple(mark for mark in MARKERS if any(n.endswith(mark) for n in header.tensors))
     return Base(_architecture(config), config, weights, found)
 
 
-def marks_of(scheduler: Mapping[str, Any]) -> tuple[str, ...]:
-    """The marks for a model with this scheduler's config."""
+def markers_of(scheduler: Mapping[str, Any]) -> tuple[str, ...]:
+    """The markers for a model with this scheduler's config."""
     is_v = scheduler.get("prediction_type") == "v_prediction"
     is_zero_snr = bool(scheduler.get("rescale_betas_zero_snr"))
     return (V_PREDICTION,) * is_v + (ZERO_SNR,) * is_zero_snr
@@ -83,5 +84,5 @@ def _scheduler(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise FileError(f"{file} cannot be read: {error}.") from error
+        raise FileError(f"{file} cannot be read: {error}") from error
     return found

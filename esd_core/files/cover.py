@@ -10,9 +10,8 @@ from dataclasses import replace
 from PIL import Image
 
 from .erasure import Erasure
+from .metadata import Key
 
-COVERS = "ssmd_cover_images"
-"""The metadata's key: JSON, a list of files of pictures in base64."""
 _EDGE, _QUALITY = 256, 85
 
 
@@ -28,4 +27,4 @@ def covered(erasure: Erasure, picture: Image.Image | None) -> Erasure:
     file = io.BytesIO()
     small.save(file, "JPEG", quality=_QUALITY)
     cover = json.dumps([base64.b64encode(file.getvalue()).decode("ascii")])
-    return replace(erasure, metadata={**erasure.metadata, COVERS: cover})
+    return replace(erasure, metadata={**erasure.metadata, Key.COVERS: cover})

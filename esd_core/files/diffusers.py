@@ -11,16 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..errors import FileError
+from ..errors import ESDError, FileError
 from ..models.keys import diffusers_to_canonical
 from ..storage.lazy import LazyTensors, Spec, renamed
 from ..storage.output import flush, output_folder
 from ..storage.reading import file_tensors, read_header
 from ..storage.writing import write_into, write_safetensors
-from .unet import check_fits, merged, merged_spec
 
 CONFIG_FILE = "config.json"
 WEIGHTS_STEM = "diffusion_pytorch_model"
@@ -31,35 +29,25 @@ SHARD_SIZE = 5_000_000_000  # bytes of tensors in a file, at most
 def write_unet_folder(
     folder: str | os.PathLike[str],
     config: Mapping[str, Any],
-    base: Mapping[str, Tensor],
-    delta: Mapping[str, Tensor],
-    dtype: torch.dtype,
+    weights: Mapping[str, Tensor],
     force: bool = False,
     shard_size: int = SHARD_SIZE,
 ) -> None:
-    """Write base + delta, by canonical names, so that UNet2DConditionModel.from_pretrained loads.
+    """Write weights, by canonical names, so that UNet2DConditionModel.from_pretrained loads them.
 
-    config: that of the base's UNet2DConditionModel. One tensor at a time is in memory.
-    Raises FileError if delta or config does not fit base, if the folder exists (with `force`, if
-    it holds anything but a UNet), or if it cannot be written.
+    config: that of their UNet2DConditionModel. One tensor at a time is in memory.
+    Raises FileError if config does not fit the weights, if the folder exists (with `force`, if it
+    holds anything but a UNet), or if it cannot be written.
     """
     names = diffusers_to_canonical(config)
-    _check_config_fits(names, base)
-    check_fits(delta, base)
-    specs = {name: merged_spec(base, canonical, dtype) for name, canonical in names.items()}
-    shards = _shards(specs, shard_size)
-    total = sum(spec.size for spec in specs.values())
+    _check_config_fits(names, weights)
+    tensors = renamed(weights, names)
+    shards = _shards(tensors.specs, shard_size)
+    total = sum(spec.size for spec in tensors.specs.values())
     with output_folder(folder, total, force, _is_of_a_unet_folder) as inside:
         for file_name, shard in shards.items():
             with (inside / file_name).open("xb") as file:
-                write_into(
-                    file,
-                    LazyTensors(
-                        {name: specs[name] for name in shard},
-                        lambda name: merged(base, delta, names[name], dtype),
-                    ),
-                    {"format": "pt"},
-                )
+                write_into(file, renamed(tensors, {n: n for n in shard}), {"format": "pt"})
                 flush(file)
         if len(shards) > 1:
             _write_json(inside / INDEX_FILE, _index(shards, total))
@@ -69,30 +57,18 @@ def write_unet_folder(
 def write_official(
     path: str | os.PathLike[str],
     config: Mapping[str, Any],
-    base: Mapping[str, Tensor],
-    delta: Mapping[str, Tensor],
-    dtype: torch.dtype,
-    force: bool = False,
+    weights: Mapping[str, Tensor],
     metadata: Mapping[str, str] | None = None,
+    force: bool = False,
 ) -> None:
-    """Write the erased weights, base + delta, of delta's tensors alone, in diffusers' names.
+    """Write the erased weights, those of the trained tensors alone, in diffusers' names.
 
     Raises FileError as `write_unet_folder`.
     """
-    check_fits(delta, base)
-    names = {
-        name: canonical
-        for name, canonical in diffusers_to_canonical(config).items()
-        if canonical in delta
-    }
-    _check_config_fits(names, delta)
-    specs = {name: merged_spec(base, canonical, dtype) for name, canonical in names.items()}
-    write_safetensors(
-        path,
-        LazyTensors(specs, lambda name: merged(base, delta, names[name], dtype)),
-        metadata or {"format": "pt"},
-        force,
-    )
+    known = diffusers_to_canonical(config)
+    names = {name: canonical for name, canonical in known.items() if canonical in weights}
+    _check_config_fits(names, weights)
+    write_safetensors(path, renamed(weights, names), metadata or {"format": "pt"}, force)
 
 
 def read_unet_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], LazyTensors]:
@@ -105,18 +81,18 @@ def read_unet_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], La
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         names = diffusers_to_canonical(config)
     except FileNotFoundError as error:
-        raise FileError(f"{folder} is no folder of a UNet: it has no {CONFIG_FILE}.") from error
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise FileError(f"{folder / CONFIG_FILE} cannot be read: {error}.") from error
+        raise FileError(f"{folder} is not the folder of a UNet: it lacks {CONFIG_FILE}") from error
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, ESDError) as error:
+        raise FileError(f"{folder / CONFIG_FILE} cannot be read: {error}") from error
     owners: dict[str, LazyTensors] = {}
     for file in _weight_files(folder):
         tensors = file_tensors(read_header(file))
         owners |= dict.fromkeys(tensors, tensors)
-    odd = names.keys() ^ owners.keys()
-    if odd:
+    unexpected = names.keys() ^ owners.keys()
+    if unexpected:
         raise FileError(
-            f"{folder} is damaged: {min(odd)} is only in its config or only in its weights "
-            f"({len(odd)} such tensors)."
+            f"{folder} is damaged: {min(unexpected)} is only in its config or only in its weights "
+            f"({len(unexpected)} such tensors)"
         )
     specs = {name: owners[name].specs[name] for name in names}
     return config, renamed(
@@ -132,16 +108,16 @@ def _weight_files(folder: Path) -> list[Path]:
     shards = sorted(folder.glob(f"{WEIGHTS_STEM}-*.safetensors"))
     others = sorted(folder.glob(f"{WEIGHTS_STEM}.*.safetensors"))
     if not shards and not others:
-        raise FileError(f"{folder} holds no {plain.name}: only safetensors files are read.")
+        raise FileError(f"{folder} holds no {plain.name}: only safetensors files are read")
     return shards or others[:1]
 
 
 def _check_config_fits(names: Mapping[str, str], base: Mapping[str, Tensor]) -> None:
-    odd = set(names.values()) ^ set(base)
-    if odd:
+    unexpected = set(names.values()) ^ set(base)
+    if unexpected:
         raise FileError(
-            f"The model's config does not fit its UNet: {min(odd)} is only in one of the two "
-            f"({len(odd)} such tensors)."
+            f"the model's config does not fit its UNet: {min(unexpected)} is only in one of "
+            f"the two ({len(unexpected)} such tensors)"
         )
 
 

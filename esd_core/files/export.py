@@ -1,4 +1,4 @@
-"""Erasures written in the forms that other programs read."""
+"""Erasures and erased models written in every format, for the commands and the nodes alike."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ import torch
 from torch import Tensor
 
 from ..storage.lazy import LazyTensors, Spec, spec_of
+from .apply import summed
 from .base import Base
-from .cover import COVERS
 from .diffusers import plain_config, write_official, write_unet_folder
-from .erasure import SAVE_DTYPES, Erasure, write_erasure
+from .erasure import Erasure
+from .finite import to_write
+from .formats import DIFFUSERS, ERASURE, FORMATS, LORA, UNET
 from .lora import ALPHA, DOWN, UP, low_rank, write_lora
-from .unet import CONFIG, write_unet
+from .metadata import Key
+from .native import write_erasure
+from .unet import write_unet
 
-ERASURE, LORA, UNET, DIFFUSERS, OFFICIAL = "erasure", "lora", "unet", "diffusers", "official"
+_KEPT = ("esd.", "modelspec.", "ss_base", Key.WORDS, Key.COVERS)
 
 
 @dataclass(frozen=True)
@@ -28,77 +32,91 @@ class Options:
 
     Attributes:
         strength: how much of the change.
-        dtype: of SAVE_DTYPES.
+        dtype: of what is written.
         rank: of a LoRA's layers, at most; None for no bound.
         energy: the smallest rank of a LoRA's layer that keeps this share of its squared norm.
         force: overwrite.
     """
 
     strength: float = 1.0
-    dtype: str = "fp16"
+    dtype: torch.dtype = torch.float16
     rank: int | None = None
     energy: float | None = None
     force: bool = False
 
 
-def export(form: str, path: Path, erasure: Erasure, base: Base, options: Options) -> str:
-    """Writes base and change, or the change alone, in a form named above; what is to be told.
+def export(form: str, path: Path, erasure: Erasure, base: Base | None, options: Options) -> str:
+    """Writes base and change, or the change alone; what there is to say of it, or "".
+
+    Args:
+        form: one of FORMATS that can be written.
+        erasure: it fits the base.
+        base: may be None for a format that holds no weights.
 
     Raises:
-        FileError: the erasure does not fit the base, or `path` cannot be written.
+        FileError: `path` cannot be written, or a value would not be finite.
     """
-    delta = erasure.delta(base.weights, options.strength)
-    metadata = _provenance(erasure, options.strength)
-    if form != LORA:  # it calls the file a LoRA
-        metadata = {key: text for key, text in metadata.items() if not key.startswith("modelspec.")}
-    dtype, force = SAVE_DTYPES[options.dtype], options.force
+    strength, dtype, force = options.strength, options.dtype, options.force
+    metadata = _metadata(form, erasure, strength)
+    delta = erasure.delta(base.weights if base else erasure.change(), strength)
     if form == ERASURE:
-        write_erasure(path, _scaled(erasure, options.strength, dtype), force)
-    elif form == LORA:
+        for name, tensor in delta.items():  # alpha may be finite where what it scales is not
+            to_write(name, tensor)
+        tensors = _scaled(erasure.tensors, strength, dtype)
+        write_erasure(path, replace(erasure, tensors=tensors, metadata=metadata), force)
+        return ""
+    if form == LORA:
+        architecture = base.architecture.name if base else erasure.architecture
         lora = low_rank(delta, options.rank, options.energy)
-        write_lora(path, lora, base.architecture.name, metadata, dtype, force)
+        write_lora(path, lora, architecture, metadata, dtype, force)
         return str(lora)
-    elif form == UNET:
-        metadata[CONFIG] = json.dumps(plain_config(base.config), sort_keys=True)
-        write_unet(path, base.weights, delta, dtype, metadata, base.marks, force)
+    assert base
+    if form == UNET:
+        metadata[Key.UNET_CONFIG] = json.dumps(plain_config(base.config), sort_keys=True)
+        weights = summed(base.weights, delta, dtype)
+        write_unet(path, weights, metadata, base.prediction_markers, force)
     elif form == DIFFUSERS:
-        write_unet_folder(path, base.config, base.weights, delta, dtype, force)
+        write_unet_folder(path, base.config, summed(base.weights, delta, dtype), force)
     else:
-        write_official(path, base.config, base.weights, delta, dtype, force, metadata)
+        weights = summed(base.weights, delta, dtype, delta)
+        write_official(path, base.config, weights, metadata, force)
     return ""
 
 
 def official_name(metadata: Mapping[str, str]) -> str:
     """The name that the official code gives to the file of such an erasure."""
     try:
-        anchors = dict(json.loads(metadata.get("esd.anchors", "{}")))
+        anchors = dict(json.loads(metadata.get(Key.ANCHORS, "{}")))
         words = {"": "erased"} if not anchors else {str(a): str(c) for c, a in anchors.items()}
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         words = {"": "erased"}
     anchor, concept = next(iter(words.items()))
-    method = metadata.get("esd.method", "esd").replace("-", "")
-    parts = [re.sub(r"[^\w.-]", "_", word) for word in (concept, anchor or concept)]
-    return f"esd-{parts[0]}-from-{parts[1]}-{method}.safetensors"
+    method = metadata.get(Key.METHOD, "esd").replace("-", "")
+    parts = [re.sub(r"[^\w.-]", "_", word) for word in (concept, anchor or concept, method)]
+    return f"esd-{parts[0]}-from-{parts[1]}-{parts[2]}.safetensors"
 
 
-def _scaled(erasure: Erasure, strength: float, dtype: torch.dtype) -> Erasure:
+def _scaled(tensors: Mapping[str, Tensor], strength: float, dtype: torch.dtype) -> LazyTensors:
     """The same change times strength; alpha carries it where it is of low rank."""
-    own = erasure.tensors
     specs = {
-        key: Spec(torch.float32 if key.endswith(ALPHA) else dtype, spec_of(own, key).shape)
-        for key in own
+        key: Spec(torch.float32 if key.endswith(ALPHA) else dtype, spec_of(tensors, key).shape)
+        for key in tensors
     }
 
     def tensor(key: str) -> Tensor:
-        is_factor = key.endswith((UP, DOWN))
-        return (own[key].float() * (1.0 if is_factor else strength)).to(specs[key].dtype)
+        share = 1.0 if key.endswith((UP, DOWN)) else strength
+        return to_write(key, (tensors[key].float() * share).to(specs[key].dtype))
 
-    return replace(erasure, tensors=LazyTensors(specs, tensor))
+    return LazyTensors(specs, tensor)
 
 
-def _provenance(erasure: Erasure, strength: float) -> dict[str, str]:
-    """What the erasure says of itself, but that it is one."""
-    kept = ("esd.", "modelspec.", "ss_base", "trained_words", COVERS)
-    own = {key: text for key, text in erasure.metadata.items() if key.startswith(kept)}
-    own.pop("esd.format", None)
-    return {"format": "pt", **own, "esd.strength": f"{strength:g}"}
+def _metadata(form: str, erasure: Erasure, strength: float) -> dict[str, str]:
+    """What the erasure says of itself, as far as it is true of a file in this format."""
+    kept = {key: text for key, text in erasure.metadata.items() if key.startswith(_KEPT)}
+    if form != ERASURE:
+        kept.pop(Key.FORMAT, None)
+    if not FORMATS[form].is_lora:
+        kept = {key: text for key, text in kept.items() if not key.startswith("modelspec.")}
+    if strength != 1:
+        kept[Key.STRENGTH] = f"{strength:g}"
+    return {"format": "pt", **kept}

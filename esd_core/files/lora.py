@@ -17,10 +17,11 @@ from ..errors import FileError
 from ..models.architectures import ARCHITECTURES, SD1
 from ..models.keys import canonical_to_diffusers
 from ..storage.writing import write_safetensors
+from .finite import to_write
+from .metadata import Key
 
 UP, DOWN, ALPHA = ".lora_up.weight", ".lora_down.weight", ".alpha"
 KOHYA = "lora_unet_"
-KEPT, KEPT_BY_LAYER = "esd.lora_kept", "esd.lora_kept_by_layer"
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,14 @@ def low_rank(
         energy: the smallest rank that keeps this share of a layer's squared norm, 0 to 1.
 
     Raises:
-        FileError: nothing in it changes a weight.
+        FileError: nothing in it changes a weight, or it is not finite.
     """
     factors: dict[str, tuple[Tensor, Tensor]] = {}
     kept: dict[str, float] = {}
     total = total_kept = 0.0
-    for name, tensor in change.items():
-        square = float(tensor.double().square().sum())
+    for name in sorted(change):  # so that the file does not follow the order of its source
+        tensor = change[name]
+        square = float(to_write(name, tensor).double().square().sum())
         if square == 0:
             continue
         held = 0.0
@@ -73,7 +75,7 @@ def low_rank(
         kept[name] = (held / square) ** 0.5
         total, total_kept = total + square, total_kept + held
     if not factors:
-        raise FileError("The erasure changes no weight matrix, so no LoRA can be made of it.")
+        raise FileError("the erasure changes no weight matrix, so a LoRA cannot be made of it")
     return LowRank(factors, kept, (total_kept / total) ** 0.5)
 
 
@@ -90,19 +92,22 @@ def write_lora(
     Loaders scale by alpha / rank. alpha is the largest rank in every layer, and smaller layers'
     factors make up for it: diffusers forgets the alphas of attention layers that differ.
 
-    metadata: the erasure's own; but that the file is one stays in it.
+    metadata: copied, without `esd.format`: the file is not an erasure's.
     Raises FileError as `write_safetensors`.
     """
     tensors = {}
     for layer, (up, down) in lora.factors.items():
         stem = kohya_name(layer, architecture)
         share = (len(down) / lora.rank) ** 0.5
-        tensors[stem + UP], tensors[stem + DOWN] = (share * up).to(dtype), (share * down).to(dtype)
+        for part, factor in ((UP, up), (DOWN, down)):
+            tensors[stem + part] = to_write(stem + part, (share * factor).to(dtype))
         tensors[stem + ALPHA] = torch.tensor(float(lora.rank))
     about = {
-        **{key: text for key, text in metadata.items() if key != "esd.format"},
-        KEPT: f"{lora.kept_in_all:.4f}",
-        KEPT_BY_LAYER: json.dumps({name: round(part, 4) for name, part in lora.kept.items()}),
+        **{key: text for key, text in metadata.items() if key != Key.FORMAT},
+        Key.LORA_KEPT: f"{lora.kept_in_all:.4f}",
+        Key.LORA_KEPT_BY_LAYER: json.dumps(
+            {name: round(part, 4) for name, part in lora.kept.items()}
+        ),
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(lora.rank),
         "ss_network_alpha": str(lora.rank),

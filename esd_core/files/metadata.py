@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from ..config.settings import ErasureConfig
-from ..method.probes import ProbeReport
-from ..models.denoiser import Denoiser
+from ..models.architectures import Architecture
 
 FORMAT = "esd-erasure-1"
 PACK_VERSION = "0.1.0"
@@ -15,34 +16,60 @@ CONVENTION = (
 )
 
 
-def describe(
-    denoiser: Denoiser, config: ErasureConfig, steps: int, probes: ProbeReport | None
-) -> dict[str, str]:
-    """What was erased from what and how; nothing of time or place.
+class Key:
+    """The names of the entries."""
 
-    The fingerprint of the base is the caller's to add.
-    """
+    FORMAT = "esd.format"
+    VERSION = "esd.version"
+    CONCEPTS = "esd.concepts"
+    ANCHORS = "esd.anchors"
+    METHOD = "esd.method"
+    STEPS = "esd.steps"
+    CONFIG = "esd.config"
+    ARCHITECTURE = "esd.base_architecture"
+    FINGERPRINT = "esd.base_fingerprint"
+    PROBES = "esd.probes"
+    STRENGTH = "esd.strength"
+    """Of an export; 1 goes without saying."""
+    UNET_CONFIG = "esd.unet_config"
+    """Diffusers' config, in files of whole UNets: shapes do not show all of it."""
+    LORA_KEPT, LORA_KEPT_BY_LAYER = "esd.lora_kept", "esd.lora_kept_by_layer"
+    WORDS = "trained_words"
+    COVERS = "ssmd_cover_images"
+    """JSON: a list of picture files in base64."""
+
+
+def describe(
+    architecture: Architecture,
+    config: ErasureConfig,
+    steps: int,
+    probes: Mapping[str, Any],
+    fingerprint: str,
+) -> dict[str, str]:
+    """What was erased from what and how; deterministic: no times, machines or paths."""
     concepts = config.concepts
-    names = ", ".join(c.name for c in concepts)
+    names = [c.name for c in concepts]
+    title = ", ".join(names)
     return {
         "format": "pt",
-        "esd.format": FORMAT,
-        "esd.version": PACK_VERSION,
-        "esd.concepts": json.dumps([c.name for c in concepts]),
-        "esd.anchors": json.dumps({c.name: c.target_base for c in concepts}),
-        "esd.method": config.method,
+        Key.FORMAT: FORMAT,
+        Key.VERSION: PACK_VERSION,
+        Key.CONCEPTS: json.dumps(names),
+        Key.ANCHORS: json.dumps({c.name: c.target_base for c in concepts}),
+        Key.METHOD: config.method,
         "esd.negative_guidance": str(config.negative_guidance),
         "esd.negative_guidance_convention": CONVENTION,
-        "esd.steps": str(steps),
-        "esd.config": config.to_toml(),
+        Key.STEPS: str(steps),
+        Key.CONFIG: config.to_toml(),
         "esd.config_digest": config.digest(),
-        "esd.base_architecture": denoiser.architecture.name,
-        "esd.probes": json.dumps(probes.as_dict() if probes else {}, sort_keys=True),
+        Key.ARCHITECTURE: architecture.name,
+        Key.PROBES: json.dumps(probes, sort_keys=True),
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{denoiser.architecture.modelspec}/lora",
+        "modelspec.architecture": f"{architecture.modelspec}/lora",
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
-        "modelspec.title": f"{names} erased ({config.method})",
-        "modelspec.description": f"Erases {names} by Erased Stable Diffusion (arXiv 2303.07345).",
-        "ss_base_model_version": denoiser.architecture.ss_version,
-        "trained_words": json.dumps([c.name for c in concepts]),
+        "modelspec.title": f"{title} erased ({config.method})",
+        "modelspec.description": f"Erases {title} by Erased Stable Diffusion (arXiv 2303.07345).",
+        "ss_base_model_version": architecture.ss_version,
+        Key.WORDS: json.dumps(names),
+        Key.FINGERPRINT: fingerprint,
     }

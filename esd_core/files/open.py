@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 
 from ..errors import FileError
-from ..models.architectures import title
-from ..models.keys import DIFFUSERS_PARTS, diffusers_to_canonical
+from ..models.keys import DIFFUSERS_PARTS, PREFIX, diffusers_to_canonical
 from ..models.structure import architecture_of
 from ..storage.lazy import LazyTensors, Spec, renamed, spec_of
 from ..storage.reading import Header, file_tensors, mapped_tensors, read_header
 from .adapters import (
-    check_finite,
     check_tensors,
     foreign_part,
     is_of_text,
@@ -29,27 +27,27 @@ from .adapters import (
     part_of,
     with_alphas,
 )
+from .apply import check_architecture
 from .base import Base
 from .diffusers import read_unet_folder
-from .erasure import Erasure, read_metadata
+from .erasure import Erasure, checked_metadata, key_of
+from .finite import check_finite
+from .formats import (
+    CHECKPOINT,
+    DIFFERENCE,
+    DIFFUSERS,
+    ERASURE,
+    FOREIGN,
+    FORMATS,
+    LORA,
+    OFFICIAL,
+    UNET,
+)
 from .lora import UP
-from .metadata import FORMAT
-from .unet import MARKS, unet_names
+from .metadata import FORMAT, Key
+from .unet import MARKERS, unet_names
 
-ERASURE, LORA, DIFFERENCE, FOREIGN = "erasure", "lora", "difference", "foreign"
-OFFICIAL, UNET, CHECKPOINT, DIFFUSERS = "official", "unet", "checkpoint", "diffusers"
-KINDS = {
-    ERASURE: "an erasure of this pack",
-    LORA: "a LoRA",
-    DIFFERENCE: "full differences of weights",
-    FOREIGN: "an adapter of another kind than LoRA",
-    OFFICIAL: "erased weights under diffusers' names, as the official code writes",
-    UNET: "a whole UNet",
-    CHECKPOINT: "a whole checkpoint",
-    DIFFUSERS: "a whole UNet under diffusers' names",
-}
-HOST_PREFIX = "diffusion_model."
-ABSOLUTE = (OFFICIAL, UNET, CHECKPOINT, DIFFUSERS)
+_UNET_STEM = {"conv_in.weight", "conv_out.weight", "time_embedding.linear_1.weight"}
 
 
 @dataclass(frozen=True)
@@ -57,26 +55,26 @@ class Source:
     """A file or folder that an erasure can be had from.
 
     Attributes:
-        kind: of KINDS.
+        kind: of FORMATS.
         tensors: the UNet's: LoRA's parts by "<module>.<part>"; of absolute weights a UNet's own
             names, canonical or diffusers'.
-        left_out: how many tensors are no part of a UNet.
+        skipped: how many tensors belong to something else than a UNet.
     """
 
     path: Path
     kind: str
     tensors: LazyTensors
     metadata: Mapping[str, str]
-    left_out: int = 0
+    skipped: int = 0
 
     @property
     def needs_base(self) -> bool:
-        return self.kind in ABSOLUTE
+        return FORMATS[self.kind].has_weights
 
     @property
     def architecture(self) -> str:
         """As it says itself, else as its shapes show; "" where neither tells."""
-        said = self.metadata.get("esd.base_architecture", "")
+        said = self.metadata.get(Key.ARCHITECTURE, "")
         return said or architecture_of({n: s.shape for n, s in self.tensors.specs.items()})
 
     def erasure(self, base: Base) -> Erasure:
@@ -87,16 +85,12 @@ class Source:
         """
         if self.kind == FOREIGN:
             raise FileError(
-                f"{self.path} is {KINDS[FOREIGN]} ({foreign_part(self.tensors)}): ComfyUI's own "
-                "LoRA loaders read it, and this command does not"
+                f"{self.path} is {FORMATS[FOREIGN].title} ({foreign_part(self.tensors)}): "
+                "ComfyUI's own LoRA loaders read it, and this command does not"
             )
-        if self.architecture not in ("", base.architecture.name):
-            raise FileError(
-                f"{self.path.name} was made for {title(self.architecture)}, and this model is "
-                f"{base.architecture.title}: give the kind of model it was made for"
-            )
+        check_architecture(self.path.name, self.architecture, base.architecture)
         tensors = self._difference(base) if self.needs_base else self._renamed(base)
-        return Erasure(tensors, read_metadata(self.path, self.metadata), self.path)
+        return Erasure(tensors, self.metadata, self.path)
 
     def _renamed(self, base: Base) -> LazyTensors:
         """Changes, by canonical names."""
@@ -104,11 +98,11 @@ class Source:
         names = {}
         for name in self.tensors:
             module, part = part_of(name) or (name, "")
-            if module not in known and not module.startswith(HOST_PREFIX):
+            if module not in known and not module.startswith(PREFIX):
                 raise FileError(
                     f"{self.path.name} changes {module}, which this model does not have"
                 )
-            names[known.get(module, module.removeprefix(HOST_PREFIX)) + part] = name
+            names[known.get(module, module.removeprefix(PREFIX)) + part] = name
         return renamed(self.tensors, names)
 
     def _difference(self, base: Base) -> LazyTensors:
@@ -118,15 +112,18 @@ class Source:
         sources: dict[str, tuple[str, str]] = {}
         for name, tensor in self.tensors.items():
             canonical = known.get(name, name)
-            if canonical not in base.weights:
-                raise self._misplaced(name)
-            if tensor.shape != spec_of(base.weights, canonical).shape:
-                raise self._misplaced(name)
+            if (
+                canonical not in base.weights
+                or tensor.shape != spec_of(base.weights, canonical).shape
+            ):
+                raise FileError(
+                    f"{self.path} was made for another model: its tensor {name} has no place in "
+                    "this one"
+                )
             check_finite(self.path, name, tensor)
             if self.kind != OFFICIAL and _rounded(base.weights[canonical], tensor).equal(tensor):
                 continue
-            module, _, leaf = canonical.rpartition(".")
-            key = f"{module}.{'diff' if leaf == 'weight' else 'diff_b'}"
+            key = key_of(canonical)
             specs[key], sources[key] = Spec(torch.float32, tuple(tensor.shape)), (name, canonical)
 
         def difference(key: str) -> Tensor:
@@ -135,11 +132,6 @@ class Source:
             return self.tensors[name].to(torch.float32) - own
 
         return LazyTensors(specs, difference)
-
-    def _misplaced(self, name: str) -> FileError:
-        return FileError(
-            f"{self.path} was made for another model: its tensor {name} has no place in this one"
-        )
 
 
 def _rounded(tensor: Tensor, like: Tensor) -> Tensor:
@@ -153,12 +145,13 @@ def open_source(path: Path, mapped: bool = False) -> Source:
         not be written into while they live.
 
     Raises:
-        FileError: it is missing, damaged, holds numbers that are none, or nothing of a UNet.
+        FileError: it is missing or damaged, holds NaN or infinity, or nothing of a UNet.
     """
     if path.is_dir():
         inner = path / "unet" if (path / "unet").is_dir() else path
         return Source(path, DIFFUSERS, read_unet_folder(inner)[1], {})
     header = read_header(path)
+    checked_metadata(path, header.metadata)
     return _of_changes(header, mapped) or _of_weights(header)
 
 
@@ -173,7 +166,7 @@ def _of_changes(header: Header, mapped: bool) -> Source | None:
     own = renamed(tensors, {"".join(part): name for name, part in parts.items() if part})
     changes = with_alphas(own)
     check_tensors(header.path, changes)
-    if header.metadata.get("esd.format") == FORMAT:
+    if header.metadata.get(Key.FORMAT) == FORMAT:
         kind = ERASURE
     else:
         kind = LORA if any(name.endswith(UP) for name in changes) else DIFFERENCE
@@ -184,19 +177,18 @@ def _of_weights(header: Header) -> Source:
     tensors = file_tensors(header)
     unet = unet_names(tensors)
     if unet:
-        marks = [name for name in tensors if name.rpartition(".")[2] in MARKS]
-        others = len(tensors) - len(unet) - len(marks)
+        markers = [name for name in tensors if name.rpartition(".")[2] in MARKERS]
+        others = len(tensors) - len(unet) - len(markers)
         kind = CHECKPOINT if others else UNET
         return Source(header.path, kind, unet, header.metadata, others)
     names = {name.removeprefix("unet."): name for name in tensors}
     if names and all(name.startswith(DIFFUSERS_PARTS) for name in names):
-        is_whole = {"conv_in.weight", "conv_out.weight", "time_embedding.linear_1.weight"} <= {
-            *names
-        }
-        kind = DIFFUSERS if is_whole else OFFICIAL
+        kind = DIFFUSERS if names.keys() >= _UNET_STEM else OFFICIAL
         return Source(header.path, kind, renamed(tensors, names), header.metadata)
-    what = f'"{min(names)[:200]}"' if names else "no tensor"
+    known = [n for n in names if part_of(n) or is_of_text(n) or n.startswith(DIFFUSERS_PARTS)]
+    unexpected = sorted(names.keys() - known) or sorted(names)
+    what = f'"{unexpected[0][:200]}"' if unexpected else "no tensor"
     raise FileError(
-        f"{header.path} is no erasure file (it holds {what}): give one that `esd erase` wrote, a "
-        "LoRA, or weights of an erased UNet"
+        f"{header.path} is not an erasure file (it holds {what}): give an erasure, a LoRA, "
+        "or weights of an erased UNet"
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,30 +18,50 @@ from torch import Tensor
 from ..config.settings import TrajectoryConfig
 from ..errors import ConfigError
 from ..models.denoiser import Conditioning, Denoiser, Schedule
+from .objective import Weigh
 from .samples import Samples
 from .sampling import predict_together, sample, unit_noise
-from .terms import Term, prompts_of
+from .terms import RoundTerms, Term, TermSource, prompts_of
+
+_ENCODED = 64
+"""Prompts that go through the text encoders together."""
+_BESIDE = 2 / 3
+"""Share of what preserves, beside trajectories of its own, that has a prompt for every state."""
+
+
+@dataclass
+class _Found:
+    """Samples of a round, a part a step: of what was followed, of what was predicted beside it, and
+    of the empty prompt and anchors, which come free."""
+
+    followed: list[Samples] = field(default_factory=list)
+    beside: list[Samples] = field(default_factory=list)
+    free: list[Samples] = field(default_factory=list)
 
 
 class Bank:
     """Samples rounds of trajectories for terms.
 
     Attributes:
-        prompts: all prompts in play, the empty one first; `conditioning` has a row for each.
+        prompts: all prompts in play, the empty one first; `conditioning` has a row for each, on the
+            CPU.
         evaluations: rows of the network evaluated so far.
     """
 
     def __init__(
         self,
         denoiser: Denoiser,
-        terms: Sequence[Term],
+        source: TermSource,
         trajectory: TrajectoryConfig,
         size: tuple[int, int],
         sampling_batch: int | None = None,
+        weigh: Weigh | None = None,
     ) -> None:
         """
         Args:
             size: width and height of the pictures, in pixels.
+            weigh: what samples of a noise level count in the loss; without it, by the form of the
+                model's own output.
             sampling_batch: how many evaluations go through the network together; None for all of
                 a step.
 
@@ -48,23 +69,39 @@ class Bank:
             ConfigError: the text encoder sees nothing in a concept.
         """
         self.denoiser, self.trajectory, self._size = denoiser, trajectory, size
-        self._sampling_batch = sampling_batch
-        self._erasing = [term for term in terms if term.concept is not None]
-        self._preserving = [term for term in terms if term.concept is None]
-        self._empty = next((term for term in self._preserving if not term.student), None)
-        self.prompts = prompts_of(terms)
-        self.conditioning = denoiser.encode(self.prompts, *size)
+        self._source, self._sampling_batch = source, sampling_batch
+        self._weigh = weigh or denoiser.prediction.loss_weight
+        empty = [term for term in source.terms if term.concept is None and not term.student]
+        self._empty = empty[0] if empty else None
+        self.prompts = prompts_of(source.terms)
+        self._places = {prompt: place for place, prompt in enumerate(self.prompts)}
+        self.conditioning = self._encoded()
         self.evaluations = 0
         self._refuse_meaningless()
 
+    def _encoded(self) -> Conditioning:
+        """A part at a time, and on the CPU: there may be many hundreds."""
+        parts = [
+            self.denoiser.encode(self.prompts[start : start + _ENCODED], *self._size)
+            for start in range(0, len(self.prompts), _ENCODED)
+        ]
+        return Conditioning.cat([part.map(lambda tensor: tensor.cpu()) for part in parts])
+
     def _refuse_meaningless(self) -> None:
         context = self.conditioning.context
-        for term in self._erasing:
-            if torch.equal(context[self.prompts.index(str(term.concept))], context[0]):
+        for term in self._source.terms:
+            concept = term.concept
+            if concept is not None and torch.equal(context[self._places[concept]], context[0]):
                 raise ConfigError(
-                    f'the concept "{term.concept}" encodes to the same tokens as the empty prompt: '
+                    f'the concept "{concept}" encodes to the same tokens as the empty prompt: '
                     "name it in words that the text encoder knows"
                 )
+
+    def rows(self, condition: Tensor) -> Conditioning:
+        """What the student is given for samples of these prompts, on the device."""
+        return self.conditioning.select(condition.cpu()).map(
+            lambda tensor: tensor.to(self.denoiser.device)
+        )
 
     def sample_round(
         self, index: int, noise: torch.Generator, student: Mapping[str, Tensor] | None = None
@@ -76,41 +113,31 @@ class Bank:
             noise: the stream that the initial latents and the choice of states come from.
             student: its tensors, when trajectories are sampled on policy.
         """
-        followed, empty = self._rollout_all(self._turns(index), noise, student)
-        if empty:
-            lacking = 2 * followed.erasing - len(followed)
-            followed = Samples.cat([followed, Samples.cat(empty).subsample(lacking, noise)])
-        return followed
-
-    def _turns(self, index: int) -> list[Term]:
-        """The round's trajectories: terms that erase, then those that preserve, each in turn."""
-        count = self.trajectory.count
-        turns = range(index * count, (index + 1) * count)
-        terms = [self._erasing[i % len(self._erasing)] for i in turns]
-        if self._preserving:
-            preserving = [self._preserving[i % len(self._preserving)] for i in turns]
-            # The empty prompt has its turn like the others, but needs no trajectory of its own.
-            terms += [term for term in preserving if term.student]
-        return terms
+        terms = self._source.of_round(index)
+        found = self._rollout_all(terms, noise, student)
+        followed = Samples.cat(found.followed)
+        lacking = 2 * followed.erasing - len(followed)
+        parts = [followed]
+        if found.beside:
+            share = round(_BESIDE * lacking) if found.free else lacking
+            parts.append(Samples.cat(found.beside).subsample(share, noise))
+            lacking -= share
+        if found.free:
+            parts.append(Samples.cat(found.free).subsample(lacking, noise))
+        return Samples.cat(parts)
 
     def _rollout_all(
-        self, terms: list[Term], noise: torch.Generator, student: Mapping[str, Tensor] | None
-    ) -> tuple[Samples, list[Samples]]:
-        """Samples of all steps of all trajectories, and, where it is preserved, the empty prompt's
-        at the same states.
-
-        Terms that need as many predictions a step are followed side by side.
-        """
-        starts = self._starts(len(terms), noise)
+        self, terms: RoundTerms, noise: torch.Generator, student: Mapping[str, Tensor] | None
+    ) -> _Found:
+        """Terms that need as many predictions a step are followed side by side."""
+        starts = self._starts(len(terms.followed), noise)
         schedule = self.denoiser.schedule(self.trajectory.steps)
-        followed: list[Samples] = []
-        empty: list[Samples] = []
-        for width in sorted({len(term.rollout()) for term in terms}, reverse=True):
-            rows = [i for i, term in enumerate(terms) if len(term.rollout()) == width]
-            found = self._rollout([terms[i] for i in rows], starts[rows], schedule, student)
-            followed += found[0]
-            empty += found[1]
-        return Samples.cat(followed), empty
+        beside, found = list(terms.beside), _Found()
+        for width in sorted({len(term.rollout()) for term in terms.followed}, reverse=True):
+            rows = [i for i, term in enumerate(terms.followed) if len(term.rollout()) == width]
+            followed = [terms.followed[i] for i in rows]
+            self._rollout(followed, starts[rows], schedule, found, student, beside)
+        return found
 
     def _starts(self, count: int, noise: torch.Generator) -> Tensor:
         shape = self.denoiser.latent_shape(*self._size)
@@ -118,60 +145,85 @@ class Bank:
 
     def _rollout(
         self,
-        terms: list[Term],
+        terms: Sequence[Term],
         noise: Tensor,
         schedule: Schedule,
+        found: _Found,
         student: Mapping[str, Tensor] | None = None,
-    ) -> tuple[list[Samples], list[Samples]]:
-        """As `_rollout_all`, a Samples a step, for terms that need as many predictions."""
-        columns = [
-            self._rows(prompts) for prompts in zip(*(t.rollout() for t in terms), strict=True)
-        ]
-        followed: list[Samples] = []
-        empty: list[Samples] = []
+        beside: list[Term] | None = None,
+    ) -> None:
+        """Adds to `found` what trajectories show that need as many predictions a step.
+
+        beside: preserving terms, of which every state of a trajectory that erases takes one.
+        """
+        asked = zip(*(term.rollout() for term in terms), strict=True)
+        columns = [self._conditions(prompts) for prompts in asked]
+        erasing = sum(term.concept is not None for term in terms)
 
         def on_step(x: Tensor, sigma: float, predictions: Sequence[Tensor]) -> None:
-            teacher = predictions
-            if student:
-                with self._teacher(student):
-                    teacher = predict_together(
-                        self.denoiser, x, sigma, columns, self._sampling_batch
-                    )
-                self.evaluations += len(x) * len(teacher)
-            self.evaluations += len(x) * len(predictions)
-            followed.append(self._samples(terms, x, sigma, teacher))
-            if self._empty:
-                empty.append(self._samples([self._empty] * len(terms), x, sigma, [teacher[1]]))
+            with self._teacher(student):
+                teacher = self._predict(x, sigma, columns) if student else predictions
+                self.evaluations += len(x) * len(predictions)
+                found.followed.append(self._samples(terms, x, sigma, teacher))
+                found.free += self._free(terms, x, sigma, teacher)
+                if beside and erasing:
+                    fresh, beside[:] = beside[:erasing], beside[erasing:]
+                    own = self._conditions([term.student for term in fresh])
+                    seen = self._predict(x[:erasing], sigma, [own])
+                    found.beside.append(self._samples(fresh, x[:erasing], sigma, seen))
 
         with self.denoiser.swapped(student) if student else nullcontext():
-            followed_by = columns[:2] if student else columns
-            guidance = self.trajectory.guidance
-            sample(
-                self.denoiser, noise, followed_by, schedule, guidance, on_step, self._sampling_batch
-            )
-        return followed, empty
+            followed = columns[:2] if student else columns
+            guidance, together = self.trajectory.guidance, self._sampling_batch
+            sample(self.denoiser, noise, followed, schedule, guidance, on_step, together)
 
-    def _rows(self, prompts: Sequence[str]) -> Conditioning:
-        return self.conditioning.select([self.prompts.index(p) for p in prompts])
+    def _predict(self, x: Tensor, sigma: float, columns: Sequence[Conditioning]) -> list[Tensor]:
+        """As `predict_together`, and counted."""
+        self.evaluations += len(x) * len(columns)
+        return predict_together(self.denoiser, x, sigma, columns, self._sampling_batch)
 
-    def _teacher(self, student: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+    def _free(
+        self, terms: Sequence[Term], x: Tensor, sigma: float, predictions: Sequence[Tensor]
+    ) -> list[Samples]:
+        """Preserving samples of prompts that are predicted along the way anyhow."""
+        if not self._empty:
+            return []
+        empty = self._samples([self._empty] * len(terms), x, sigma, [predictions[1]])
+        if not self._source.preserves_anchors:
+            return [empty]
+        rows = [i for i, t in enumerate(terms) if t.concept is not None and t.anchor != t.student]
+        rows = [i for i in rows if terms[i].anchor]
+        if not rows:
+            return [empty]
+        weight = self._empty.weight
+        anchors = [Term(terms[i].anchor, terms[i].anchor, weight=weight) for i in rows]
+        own = [predictions[terms[i].rollout().index(terms[i].anchor)][i] for i in rows]
+        return [self._samples(anchors, x[rows], sigma, [torch.stack(own)]), empty]
+
+    def _conditions(self, prompts: Sequence[str]) -> Conditioning:
+        return self.rows(torch.tensor([self._places[prompt] for prompt in prompts]))
+
+    def _teacher(self, student: Mapping[str, Tensor] | None) -> AbstractContextManager[None]:
+        """Inside, the network is the teacher, also in the midst of the student's trajectory."""
+        if not student:
+            return nullcontext()
         teacher = self.denoiser.parameters()
         return self.denoiser.swapped({name: teacher[name] for name in student})
 
     def _samples(
-        self, terms: list[Term], x: Tensor, sigma: float, predictions: Sequence[Tensor]
+        self, terms: Sequence[Term], x: Tensor, sigma: float, predictions: Sequence[Tensor]
     ) -> Samples:
-        """One sample a term, given the teacher's predictions for the prompts of its rollout; terms
-        that erase come first (they always do in a round)."""
+        """One sample a term, given the teacher's predictions for the prompts of its rollout, of
+        which one that preserves needs the first alone; terms that erase come first."""
         targets = [
-            term.target(dict(zip(term.rollout(), row, strict=True)))
+            term.target(dict(zip(term.rollout(), row, strict=False)))
             for term, row in zip(terms, zip(*predictions, strict=True), strict=True)
         ]
-        weight = self.denoiser.prediction.loss_weight(sigma)
+        weight = self._weigh(sigma)
         return Samples(
             x.cpu(),
             torch.full((len(terms),), sigma),
-            torch.tensor([self.prompts.index(term.student) for term in terms]),
+            torch.tensor([self._places[term.student] for term in terms]),
             torch.stack(targets).cpu(),
             torch.tensor([weight * term.weight for term in terms]),
             sum(term.concept is not None for term in terms),

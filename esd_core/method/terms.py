@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
@@ -77,6 +78,52 @@ def _erasing(concept: Concept, eta: float) -> Term:
     if concept.erase_from:
         return Term(concept.erase_from, concept.erase_from, concept.name, push=eta + 1)
     return Term(concept.name, concept.anchor, concept.name, push=eta)
+
+
+@dataclass(frozen=True)
+class RoundTerms:
+    """What one round of trajectories is for.
+
+    Attributes:
+        followed: a trajectory each; those that erase come first.
+        beside: what preserves at the states of trajectories that erase, one a state: there it costs
+            one evaluation and no trajectory, so every state can have a prompt of its own.
+    """
+
+    followed: tuple[Term, ...]
+    beside: tuple[Term, ...] = ()
+
+
+class TermSource(Protocol):
+    """The terms of a run, round by round."""
+
+    terms: tuple[Term, ...]
+    """All that can come up."""
+    preserves_anchors: bool
+    """Whether anchors and bases, which are predicted along the way, are preserved too."""
+
+    def of_round(self, index: int) -> RoundTerms: ...
+
+
+class LineTerms:
+    """Every line by its bare name, and every prompt to preserve, each in turn."""
+
+    preserves_anchors = False
+
+    def __init__(self, config: ErasureConfig) -> None:
+        self.terms = terms(config)
+        self._count = config.trajectory.count
+
+    def of_round(self, index: int) -> RoundTerms:
+        turns = range(index * self._count, (index + 1) * self._count)
+        erasing = [term for term in self.terms if term.concept is not None]
+        preserving = [term for term in self.terms if term.concept is None]
+        followed = [erasing[i % len(erasing)] for i in turns]
+        if preserving:
+            # The empty prompt has its turn like the others, but needs no trajectory of its own.
+            in_turn = [preserving[i % len(preserving)] for i in turns]
+            followed += [term for term in in_turn if term.student]
+        return RoundTerms(tuple(followed))
 
 
 def prompts_of(terms: Iterable[Term]) -> tuple[str, ...]:

@@ -20,14 +20,15 @@ from diffusers import (
 from torch import Tensor
 
 from ..errors import ConfigError, ESDError, FileError
+from ..storage.dtypes import PRECISIONS
 from .architectures import Architecture, like
 from .denoiser import Conditioning, Schedule
 from .keys import diffusers_to_canonical
 from .prediction import prediction
 from .swap import Weight, hollowed, replaced, slot
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 POCKET = "pocket"
+"""What the embedded model is asked for by."""
 _DECODED = 4
 """Pictures that are decoded side by side."""
 
@@ -248,13 +249,13 @@ def _load_pipeline(model: str, dtype: torch.dtype) -> DiffusionPipeline:
 def _load_single_file(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
     if path.suffix != ".safetensors":
         raise FileError(
-            f"{path} is no .safetensors file: other checkpoints can hide code and are not read"
+            f"{path} is not a .safetensors file: other checkpoints can hide code and are not read"
         )
     from ..storage.reading import read_header
 
     names = read_header(path).tensors
     if not any(name.startswith("model.diffusion_model.") for name in names):
-        raise FileError(f"{path} is no checkpoint, since it holds no UNet: give a whole model")
+        raise FileError(f"{path} is not a checkpoint, since it holds no UNet: give a whole model")
     is_xl = any(name.startswith("conditioner.embedders.") for name in names)
     kind = StableDiffusionXLPipeline if is_xl else StableDiffusionPipeline
     return kind.from_single_file(str(path), torch_dtype=dtype)

@@ -11,11 +11,14 @@ Layouts: diffusers `models/unets/unet_2d_condition.py`; CompVis latent-diffusion
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from ..errors import ESDError
+from .levels import Level, down_levels, middle, refuse_foreign_parts, up_levels
+
+PREFIX = "diffusion_model."
+"""Before canonical names in ComfyUI, and in its files of changes."""
 
 # Module paths that do not depend on the structure.
 STEM = {
@@ -56,35 +59,6 @@ DIFFUSERS_PARTS = (
 )
 """What diffusers' names of a UNet's parameters begin with."""
 
-# Parts of a UNet that LDM has no names for, and the values that mean their absence.
-_PLAIN: dict[str, tuple[Any, ...]] = {
-    "addition_embed_type": (None, "text_time"),
-    "attention_type": (None, "default"),
-    "class_embed_type": (None, "timestep", "projection"),
-    "class_embeddings_concat": (None, False),
-    "cross_attention_norm": (None,),
-    "dual_cross_attention": (None, False),
-    "encoder_hid_dim": (None,),
-    "encoder_hid_dim_type": (None,),
-    "time_cond_proj_dim": (None,),
-    "time_embedding_type": (None, "positional"),
-}
-
-# Block type -> whether its residual blocks are followed by transformers; diffusers' defaults.
-_DOWN_BLOCKS = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
-_DOWN_DEFAULT = (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D")
-_UP_BLOCKS = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
-_UP_DEFAULT = ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3)
-_MID_BLOCKS = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None)
-
-
-@dataclass(frozen=True)
-class _Level:
-    """One resolution: its residual blocks, each with a transformer's depth or None."""
-
-    channels: int
-    depths: tuple[int | None, ...]
-
 
 def diffusers_to_canonical(config: Mapping[str, Any]) -> dict[str, str]:
     """Every parameter name of the UNet2DConditionModel with this config -> its canonical name.
@@ -92,11 +66,13 @@ def diffusers_to_canonical(config: Mapping[str, Any]) -> dict[str, str]:
     One to one, in model order. Keys that the config lacks have diffusers' defaults.
     Raises ESDError when the structure has parts without a canonical name.
     """
-    _refuse_foreign_parts(config)
-    down = _levels(config, "down", _DOWN_BLOCKS, _DOWN_DEFAULT)
-    up = _levels(config, "up", _UP_BLOCKS, _UP_DEFAULT)
+    refuse_foreign_parts(config)
     modules = STEM | _label_modules(config)
-    for part in (_down_modules(down), _mid_modules(config), _up_modules(up)):
+    for part in (
+        _down_modules(down_levels(config)),
+        _mid_modules(middle(config)),
+        _up_modules(up_levels(config)),
+    ):
         modules.update(part)
     in_order = sorted(modules.items(), key=lambda pair: model_order(pair[1]))
     return {
@@ -124,15 +100,6 @@ def _word_order(word: str) -> tuple[int, int, str]:
     return (0, int(word), "") if word.isdecimal() else (1, _RANK.get(word, len(_RANK)), word)
 
 
-def _refuse_foreign_parts(config: Mapping[str, Any]) -> None:
-    for key, plain in _PLAIN.items():
-        if config.get(key) not in plain:
-            raise ESDError(
-                f"This UNet has {key}={config[key]!r}, a part that LDM and ComfyUI have no names "
-                "for: only plain SD 1.x, SD 2.x and SDXL UNets can be used."
-            )
-
-
 def _parameter_kinds(canonical: str) -> tuple[str, ...]:
     last = canonical.rpartition(".")[2]
     return ("weight",) if last in (*WITHOUT_BIAS, "label_emb") else ("weight", "bias")
@@ -144,8 +111,8 @@ def _label_modules(config: Mapping[str, Any]) -> dict[str, str]:
     has_table = not has_class and config.get("num_class_embeds") is not None
     if has_addition and (has_class or has_table):
         raise ESDError(
-            "This UNet has class and additional embeddings at once, which share one name in LDM "
-            "and ComfyUI: only plain SD 1.x, SD 2.x and SDXL UNets can be used."
+            "this UNet has class and additional embeddings at once, which share one name in LDM "
+            "and ComfyUI: only plain SD 1.x, SD 2.x and SDXL UNets can be used"
         )
     if has_table:
         return {"class_embedding": "label_emb"}
@@ -153,52 +120,6 @@ def _label_modules(config: Mapping[str, Any]) -> dict[str, str]:
         return {}
     path = "add_embedding" if has_addition else "class_embedding"
     return {f"{path}.linear_1": "label_emb.0.0", f"{path}.linear_2": "label_emb.0.2"}
-
-
-def _channels(config: Mapping[str, Any]) -> list[int]:
-    return list(config.get("block_out_channels", (320, 640, 1280, 1280)))
-
-
-def _per_level(config: Mapping[str, Any], key: str, default: int) -> list[Any]:
-    """A setting that diffusers takes either once for all levels or as a list."""
-    value, count = config.get(key, default), len(_channels(config))
-    levels = [value] * count if isinstance(value, int) else list(value)
-    if len(levels) != count:
-        raise ESDError(f"This UNet's config has {len(levels)} entries in {key} for {count} levels.")
-    return levels
-
-
-def _depths(depth: int | Sequence[int], count: int) -> tuple[int, ...]:
-    depths = (depth,) * count if isinstance(depth, int) else tuple(depth)
-    if len(depths) != count:
-        raise ESDError(
-            f"This UNet's config gives {len(depths)} transformer depths for {count} blocks."
-        )
-    return depths
-
-
-def _levels(
-    config: Mapping[str, Any], side: str, known: Mapping[str, bool], default: Sequence[str]
-) -> list[_Level]:
-    """The levels of the "down" or the "up" side, in the order of the forward pass."""
-    down = side == "down"
-    order = slice(None, None, 1 if down else -1)
-    channels = _channels(config)[order]
-    types = config.get(f"{side}_block_types", default)
-    if len(types) != len(channels) or not all(name in known for name in types):
-        raise ESDError(
-            f"This UNet has blocks {', '.join(types)} for {len(channels)} levels; only "
-            f"{' and '.join(known)}, one a level, are those of SD 1.x, SD 2.x and SDXL."
-        )
-    layers = [count + (0 if down else 1) for count in _per_level(config, "layers_per_block", 2)]
-    if down or config.get("reverse_transformer_layers_per_block") is None:
-        depths = _per_level(config, "transformer_layers_per_block", 1)[order]
-    else:  # it is in the order of the up blocks already
-        depths = _per_level(config, "reverse_transformer_layers_per_block", 1)
-    return [
-        _Level(width, _depths(depth, count) if known[name] else (None,) * count)
-        for width, depth, name, count in zip(channels, depths, types, layers[order], strict=True)
-    ]
 
 
 def _resnet(path: str, canonical: str, shortcut: bool) -> Iterator[tuple[str, str]]:
@@ -217,7 +138,7 @@ def _transformer(path: str, canonical: str, depth: int) -> Iterator[tuple[str, s
         yield f"{path}.{layer}", f"{canonical}.{layer}"
 
 
-def _down_modules(levels: Sequence[_Level]) -> Iterator[tuple[str, str]]:
+def _down_modules(levels: Sequence[Level]) -> Iterator[tuple[str, str]]:
     block, width = 1, levels[0].channels  # input block 0 is conv_in
     for i, level in enumerate(levels):
         for j, depth in enumerate(level.depths):
@@ -231,21 +152,17 @@ def _down_modules(levels: Sequence[_Level]) -> Iterator[tuple[str, str]]:
             block += 1
 
 
-def _mid_modules(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    kind = config.get("mid_block_type", _MID_BLOCKS[0])
-    if kind not in _MID_BLOCKS:
-        raise ESDError(f"This UNet has the mid block {kind}, which is none of SD's or SDXL's.")
-    if kind is None:
+def _mid_modules(level: Level | None) -> Iterator[tuple[str, str]]:
+    if level is None:
         return
+    (depth,) = level.depths
     yield from _resnet("mid_block.resnets.0", "middle_block.0", shortcut=False)
-    if kind == "UNetMidBlock2DCrossAttn":
-        depth = _per_level(config, "transformer_layers_per_block", 1)[-1]
-        first = depth if isinstance(depth, int) else depth[0]
-        yield from _transformer("mid_block.attentions.0", "middle_block.1", first)
+    if depth is not None:
+        yield from _transformer("mid_block.attentions.0", "middle_block.1", depth)
         yield from _resnet("mid_block.resnets.1", "middle_block.2", shortcut=False)
 
 
-def _up_modules(levels: Sequence[_Level]) -> Iterator[tuple[str, str]]:
+def _up_modules(levels: Sequence[Level]) -> Iterator[tuple[str, str]]:
     block = 0
     for i, level in enumerate(levels):
         for j, depth in enumerate(level.depths):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import FileError
-from ..files.erasure import Erasure, applied
+from ..files.apply import applied
+from ..files.erasure import Erasure
 from ..images.render import OnProgress, render
 from ..models.diffusers_backend import DiffusersDenoiser
 from . import FIRST_SEED, GUIDANCE, WEIGHTS
@@ -32,6 +33,8 @@ KINDS = {**dict.fromkeys((*STYLES, PLAIN), "style"), **dict.fromkeys(OBJECTS, "o
 
 Pair = tuple[str, str]
 """An object and a look."""
+PromptOf = Callable[[str, str, int], str]
+"""From an object, a look and a number to a prompt for them."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ def judge(
     seed: int = FIRST_SEED,
     on_progress: OnProgress | None = None,
     before: tuple[Reading, ...] | None = None,
+    prompt: PromptOf = held_out_prompt,
 ) -> Judgement:
     """Reads pocket's pictures before and after the erasures; without any, both are the same.
 
@@ -95,11 +99,12 @@ def judge(
         per_pair: pictures of every object in every look; a name has six times as many behind it.
         seed: the first of as many seeds as there are pictures.
         before: readings of the same cases from an earlier call, to save half of the pictures.
+        prompt: how an object in a look is asked for.
 
     Raises:
         FileError: an erasure does not fit pocket, or pocket's weights are incomplete.
     """
-    cases, oracle = make_cases(per_pair, seed), load_oracle()
+    cases, oracle = make_cases(per_pair, seed, prompt), load_oracle()
     rounds = (before is None) + bool(erasures)
 
     def readings(done: int) -> tuple[Reading, ...]:
@@ -120,11 +125,13 @@ def judge(
     return Judgement(first, after, named(concepts))
 
 
-def make_cases(per_pair: int, seed: int = FIRST_SEED) -> list[Case]:
-    """`per_pair` of every object in every look, each with a held-out prompt and its own seed."""
+def make_cases(
+    per_pair: int, seed: int = FIRST_SEED, prompt: PromptOf = held_out_prompt
+) -> list[Case]:
+    """`per_pair` of every object in every look, each with a prompt and a seed of its own."""
     pairs = [(name, look, k) for name in OBJECTS for look in LOOKS for k in range(per_pair)]
     return [
-        Case((name, look), held_out_prompt(name, look, k), seed + place)
+        Case((name, look), prompt(name, look, k), seed + place)
         for place, (name, look, k) in enumerate(pairs)
     ]
 

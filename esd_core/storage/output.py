@@ -19,7 +19,7 @@ from ..errors import FileError
 def output_file(path: str | os.PathLike[str], needed: int, force: bool) -> Iterator[BinaryIO]:
     """A file to write that takes `path`'s name once the block has ended without an error.
 
-    Missing parent folders are made. `needed`, in bytes, is told if there is no room.
+    Missing parent folders are made. `needed`, in bytes, is in the error when the disk is full.
     Raises FileError if `path` exists (unless `force`) or cannot be written.
     """
     path = Path(path)

@@ -124,7 +124,10 @@ def refuse_other_run(path: Path, before: State, now: State) -> None:
 
     before, now: flat settings.
     """
-    names = sorted({*before, *now} - RESUMABLE)
+    resumable = RESUMABLE
+    if now.get("training.schedule") == "linear":  # which falls towards the last step
+        resumable = RESUMABLE - {"training.steps"}
+    names = sorted({*before, *now} - resumable)
     changed = [f"`{name}`" for name in names if before.get(name) != now.get(name)]
     if changed:
         raise FileError(

@@ -47,7 +47,7 @@ def _eight_bit(masters: list[nn.Parameter], rate: float, decay: float) -> torch.
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
         raise ConfigError(
-            "training.optimizer adamw8bit needs the package bitsandbytes: install it, or take "
+            "`training.optimizer` adamw8bit needs the package bitsandbytes: install it, or take "
             "adafactor"
         ) from error
     optimizer: torch.optim.Optimizer = AdamW8bit(masters, lr=rate, weight_decay=decay)

@@ -15,7 +15,7 @@ import torch
 
 from ..config.settings import ErasureConfig, TrainingConfig
 from ..errors import ESDError
-from ..method.terms import terms
+from ..method.contexts import term_source
 from ..models.denoiser import Rehearsable
 from .dry_run import DryRun
 from .gradients import keeps_bf16
@@ -222,11 +222,11 @@ def _passes(training: TrainingConfig, micro_batch: int) -> int:
 
 def _evaluations(config: ErasureConfig) -> int:
     """Evaluations of a round that would go through the network together."""
-    return config.trajectory.count * max(len(term.rollout()) for term in terms(config))
+    return config.trajectory.count * max(len(term.rollout()) for term in term_source(config).terms)
 
 
 def _bank(config: ErasureConfig, latent: torch.Size) -> int:
     """A round's samples: latent and target in float32, as many to preserve as to erase."""
-    sides = 2 if any(term.concept is None for term in terms(config)) else 1
+    sides = 2 if config.preserved else 1
     samples = sides * config.trajectory.count * config.trajectory.steps
     return samples * 2 * 4 * latent.numel()

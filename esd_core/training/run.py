@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from ..config.settings import ErasureConfig
-from ..files.erasure import Erasure, fingerprint, make_erasure
+from ..files.apply import fingerprint
+from ..files.erasure import Erasure
 from ..method.bank import Bank
+from ..method.contexts import term_source
+from ..method.objective import v_weight
 from ..method.probes import CONTROL_PROMPTS, Probes
 from ..method.rounds import Rounds
 from ..method.terms import prompts_of, terms
 from ..models.denoiser import Denoiser, Rehearsable
 from .checkpoint import StateFile, damaged
 from .events import Control, Events, Outcome
+from .making import make_erasure
 from .plan import Plan, check
 from .student import make_student
 from .trainer import Trainer
@@ -61,7 +65,11 @@ def prepare(
     """The trainer that `erase` runs, for a host that has to reach it on the way."""
     asked, training = terms(config), config.training
     size = config.width, config.height
-    bank = Bank(denoiser, asked, config.trajectory, size, plan.sampling_batch)
+    weigh = None
+    if training.loss_weight == "v":
+        weigh = v_weight(denoiser.schedule(config.trajectory.steps).sigmas[:-1])
+    source = term_source(config)
+    bank = Bank(denoiser, source, config.trajectory, size, plan.sampling_batch, weigh)
     own_state, state = None, None
     if state_file:
         own_state = StateFile(state_file, config.flat(), fingerprint(denoiser.parameters()))
@@ -85,7 +93,7 @@ def prepare(
 
 def encoded_prompts(config: ErasureConfig) -> tuple[str, ...]:
     """All that a run encodes, for a host that does so beforehand."""
-    return (*prompts_of(terms(config)), *CONTROL_PROMPTS)
+    return (*prompts_of(term_source(config).terms), *CONTROL_PROMPTS)
 
 
 def finish(trainer: Trainer, outcome: Outcome) -> Result:

@@ -85,7 +85,7 @@ class LowRankStudent(_Masters):
     ) -> None:
         self._base = {name: base[name].detach() for name in names if name.endswith(".weight")}
         if not self._base:
-            raise ConfigError("a low-rank student needs weights to train: set training.rank to 0")
+            raise ConfigError("a low-rank student needs weights to train: set `training.rank` to 0")
         self._dtype, self.rank, self.alpha = dtype, rank, alpha
         self.masters: dict[str, nn.Parameter] = {}
         for name, weight in self._base.items():

@@ -94,7 +94,7 @@ class Trainer:
             losses = []
             for part in batch.split(self.plan.micro_batch):
                 samples = part.to(self.denoiser.device)
-                prompts = self.rounds.bank.conditioning.select(samples.condition)
+                prompts = self.rounds.bank.rows(samples.condition)
                 # Inside until backward has run: checkpointing reads the swapped-in tensors again.
                 with self.denoiser.swapped(self.student.lazy_tensors()):
                     predicted = self.denoiser.predict(samples.x, samples.sigma, prompts)

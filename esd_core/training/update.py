@@ -47,7 +47,7 @@ class Update:
         """
         training = self._training
         for group in self.optimizer.param_groups:
-            group["lr"] = training.learning_rate * min(1.0, (number + 1) / (training.warmup + 1))
+            group["lr"] = training.learning_rate * self._factor(number)
         if self.bf16_gradients:
             self.bf16_gradients.step(self.optimizer, training.max_grad_norm)
             return
@@ -57,6 +57,12 @@ class Update:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _factor(self, number: int) -> float:
+        """Rises over the warm-up; a linear schedule falls to 0 over the second half."""
+        training = self._training
+        falling = 2 * (1 - number / training.steps) if training.schedule == "linear" else 1.0
+        return min(1.0, (number + 1) / (training.warmup + 1), falling)
 
     def discard(self) -> None:
         """Forgets the gradients of a step that was broken off."""

@@ -95,7 +95,7 @@ class HostDenoiser:
         stride = len(levels) // steps
         if not stride:
             raise ConfigError(
-                f"trajectory.steps must be at most {len(levels)}, the noise levels of the MODEL"
+                f"`trajectory.steps` must be at most {len(levels)}, the noise levels of the MODEL"
             )
         rows = 1 + stride * torch.arange(steps - 1, -1, -1)
         sigmas = torch.cat([levels[rows.clamp(max=len(levels) - 1)], torch.zeros(1)])

@@ -8,11 +8,13 @@ import comfy.float
 import comfy.model_patcher
 import torch
 
+from ...esd_core.files.apply import check_fits
 from ...esd_core.files.base import Base
-from ...esd_core.files.erasure import Erasure, check_fits
-from ...esd_core.files.open import FOREIGN, open_source
+from ...esd_core.files.erasure import Erasure
+from ...esd_core.files.formats import FOREIGN
+from ...esd_core.files.open import open_source
+from ...esd_core.models.keys import PREFIX
 from ...esd_core.storage.lazy import spec_of
-from .model import PREFIX
 from .patches import erased, patched
 from .unet_config import base_of
 
@@ -35,8 +37,8 @@ def load(
     base = base_of(model)
     erasure = source.erasure(base)
     notes = [check_fits(erasure, base), _stacked(model, erasure)]
-    if source.left_out and not source.needs_base:
-        notes.append(f"{source.left_out} tensors are for a text encoder and are left out")
+    if source.skipped and not source.needs_base:
+        notes.append(f"{source.skipped} tensors are for a text encoder and are left out")
     changed = erased(model, erasure.tensors, strength)
     if strength:
         notes.append(_rounding(base, erasure, strength))

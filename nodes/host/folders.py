@@ -15,16 +15,16 @@ LORAS = "loras"
 UNETS = "diffusion_models"
 STATES = "esd_training"
 
-_ODD = re.compile(r'[<>:"|?*\x00-\x1f]')
+_FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]')
 
 
 def check_prefix(prefix: str) -> None:
-    """ConfigError for a file name prefix that is none, or leads elsewhere."""
+    """ConfigError for a file name prefix that is not a name, or leads elsewhere."""
     parts = prefix.replace("\\", "/").split("/")
-    if not all(part.strip(" .") for part in parts) or _ODD.search(prefix):
+    if not all(part.strip(" .") for part in parts) or _FORBIDDEN.search(prefix):
         raise ConfigError(
-            f'the file name prefix "{prefix}" is no name in the output folder: write a name, or '
-            "folder/name, without .. or any of < > : | ? *"
+            f'filename_prefix "{prefix}" is not valid: write NAME or FOLDER/NAME, without .. or '
+            "any of < > : | ? *"
         )
 
 

@@ -13,9 +13,6 @@ from ...esd_core.errors import ESDError
 from ...esd_core.models.architectures import Architecture, like
 from ...esd_core.models.prediction import Epsilon, Prediction, VPrediction
 
-PREFIX = "diffusion_model."
-"""Of the UNet's parameters among those of a MODEL."""
-
 _SCALES = ("scale_weight", "weight_scale", "scale_input", "input_scale")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...esd_core.errors import FileError
 from ...esd_core.files.adapters import part_of
-from .model import PREFIX
+from ...esd_core.models.keys import PREFIX
 
 
 def patched(
@@ -50,9 +50,9 @@ def _added(
     patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(tensors)), keys)
     added = clone.add_patches(patches, strength)
     if not patches or len(added) != len(patches):
-        odd = sorted(set(patches) - set(added)) or sorted(tensors)
+        unexpected = sorted(set(patches) - set(added)) or sorted(tensors)
         raise FileError(
-            f"the MODEL has no place for {odd[0]}: connect the kind of model that the file was "
-            "made for"
+            f"the MODEL has no place for {unexpected[0]}: connect the kind of model that the file "
+            "was made for"
         )
     return clone

@@ -80,7 +80,7 @@ class PocketSDXL(comfy.supported_models.SDXL):
 
 
 def register() -> None:
-    """Lets UNETLoader know pocket, so that what is saved of it loads again."""
+    """Lets UNETLoader know pocket from here on, so that what is saved of it loads again."""
     if PocketSDXL not in comfy.supported_models.models:
         comfy.supported_models.models.insert(0, PocketSDXL)
 

@@ -1,73 +1,94 @@
-"""Whole models to disk, as they are sampled: with all that is patched into them."""
+"""Erasures and whole models to disk."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-import comfy.model_patcher
 import torch
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...esd_core.files.diffusers import write_unet_folder
-from ...esd_core.files.erasure import SAVE_DTYPES, Erasure, check_fits
-from ...esd_core.files.export import OFFICIAL, Options, export
-from ...esd_core.files.unet import CONFIG, write_unet
+from ...esd_core.errors import ConfigError
+from ...esd_core.files.apply import check_fits
+from ...esd_core.files.base import Base
+from ...esd_core.files.erasure import Erasure
+from ...esd_core.files.export import Options, export
+from ...esd_core.files.formats import ERASURE, FORMATS, Format
+from ...esd_core.files.unet import MARKERS
 from ...esd_core.models.prediction import Epsilon
+from ...esd_core.storage.dtypes import PRECISIONS
 from . import folders
 from .model import architecture, parameters, prediction
 from .session import borrowed
 from .unet_config import base_of, diffusers_config
 
-DIFFUSERS = "diffusers"
+
+def save(
+    form: str, prefix: str, erasure: Erasure | None, model: ModelPatcher | None, rank: int
+) -> tuple[Path, str]:
+    """Writes the inputs in a format; its path, and what else there is to say.
+
+    A format of a whole model is written from MODEL with all that is patched into it; of an erasure
+    it takes the metadata alone.
+
+    Raises:
+        ESDError: an input that the format needs is missing or does not fit.
+    """
+    kind = FORMATS[form]
+    _refuse_missing(kind, erasure, model)
+    next_path = folders.next_folder if kind.is_folder else folders.next_file
+    path = next_path(kind.folder, prefix)
+    written = erasure or Erasure({}, {})
+    if not (kind.has_weights and model):
+        dtype = _dtype_of(written.tensors) if form == ERASURE else torch.float16
+        return path, export(form, path, written, None, Options(dtype=dtype, rank=rank))
+    with _base(model, kind) as base:
+        dtype = _dtype_of(base.weights)
+        if kind.is_whole:
+            written = Erasure({}, written.metadata)
+        else:
+            check_fits(written, base)
+            dtype = dtype if dtype in PRECISIONS.values() else torch.float16
+        return path, export(form, path, written, base, Options(dtype=dtype))
 
 
-def write_whole_unet(model: comfy.model_patcher.ModelPatcher, prefix: str) -> Path:
-    """For UNETLoader; the path."""
-    architecture(model)
-    path = folders.next_file(folders.UNETS, prefix)
+def _refuse_missing(kind: Format, erasure: Erasure | None, model: ModelPatcher | None) -> None:
+    if erasure is None and not kind.is_whole:
+        raise ConfigError(
+            f"the format {kind.label} needs the input erasure: connect that output of ESD Train, "
+            "or choose the format UNet or diffusers for a MODEL"
+        )
+    if model is None and kind.has_weights:
+        raise ConfigError(
+            f"the format {kind.label} needs the input model: connect the erased MODEL of ESD Train "
+            "or ESD Load Erased"
+        )
+
+
+@contextmanager
+def _base(model: ModelPatcher, kind: Format) -> Iterator[Base]:
+    """MODEL's own weights, or for a whole model those with all that is patched into them."""
+    if not kind.is_whole:
+        yield base_of(model)
+        return
+    known = architecture(model)
     with borrowed(model) as own:
-        weights = parameters(own)
-        metadata = {"format": "pt", CONFIG: json.dumps(diffusers_config(own), sort_keys=True)}
-        write_unet(path, weights, {}, _dtype(weights), metadata, _marks(own))
-    return path
+        yield Base(known, diffusers_config(own), parameters(own), _markers(own))
 
 
-def write_diffusers(model: comfy.model_patcher.ModelPatcher, prefix: str) -> Path:
-    """A folder for UNet2DConditionModel.from_pretrained; its path."""
-    architecture(model)
-    path = folders.next_folder(DIFFUSERS, prefix)
-    with borrowed(model) as own:
-        weights = parameters(own)
-        write_unet_folder(path, diffusers_config(own), weights, {}, _dtype(weights))
-    return path
-
-
-def write_official_file(
-    model: comfy.model_patcher.ModelPatcher, erasure: Erasure, prefix: str
-) -> Path:
-    """The erased weights for the official code: MODEL's own, without what is patched into them,
-    and the erasure; below output/loras, where ESD Load Erased finds it again. The path."""
-    base = base_of(model)
-    check_fits(erasure, base)
-    path = folders.next_file(folders.LORAS, prefix)
-    names = {dtype: name for name, dtype in SAVE_DTYPES.items()}
-    dtype = names.get(_dtype(dict(base.weights)), "fp16")
-    export(OFFICIAL, path, erasure, base, Options(dtype=dtype))
-    return path
-
-
-def _dtype(weights: dict[str, Tensor]) -> torch.dtype:
-    """That of most weights."""
+def _dtype_of(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """That of most values."""
     counts: dict[torch.dtype, int] = {}
-    for tensor in weights.values():
+    for tensor in tensors.values():
         counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
     return max(counts, key=lambda dtype: counts[dtype])
 
 
-def _marks(model: comfy.model_patcher.ModelPatcher) -> list[str]:
-    """The host's signs for what a UNet's weights do not show."""
+def _markers(model: ModelPatcher) -> tuple[str, ...]:
+    """By which the host will know the prediction form again."""
     if isinstance(prediction(model), Epsilon) or not architecture(model).is_marked_v:
-        return []
+        return ()
     is_zero = getattr(model.model.model_sampling, "zsnr", False)
-    return ["v_pred", "ztsnr"] if is_zero else ["v_pred"]
+    return MARKERS if is_zero else MARKERS[:1]

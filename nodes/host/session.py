@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from ...esd_core.errors import ESDError
 from ...esd_core.models.swap import Slot
+from ...esd_core.storage.dtypes import PRECISIONS
 from .model import refuse_quantised
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @contextmanager

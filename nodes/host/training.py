@@ -15,7 +15,8 @@ import comfy.sd
 from ...esd_core.config.settings import ErasureConfig
 from ...esd_core.errors import ESDError
 from ...esd_core.files.cover import covered
-from ...esd_core.files.erasure import Erasure, read_erasure, write_erasure
+from ...esd_core.files.erasure import Erasure
+from ...esd_core.files.native import read_erasure, write_erasure
 from ...esd_core.storage.reading import read_header
 from ...esd_core.training.checkpoint import RESUMABLE
 from ...esd_core.training.out_of_memory import oom_as_error

@@ -10,8 +10,9 @@ import comfy.model_patcher
 from torch import Tensor
 
 from ...esd_core.files.base import Base
+from ...esd_core.models.keys import PREFIX
 from ...esd_core.models.structure import unet_config
-from .model import PREFIX, architecture, parameters
+from .model import architecture, parameters
 
 
 def base_of(model: comfy.model_patcher.ModelPatcher) -> Base:

@@ -40,8 +40,9 @@ def write(path: Path) -> None:
     """Every trained tensor of esd-x changed by noise, in fp16: 1.1 GB."""
     import torch
 
-    from esd_core.files.erasure import Erasure, write_erasure
+    from esd_core.files.erasure import Erasure
     from esd_core.files.metadata import FORMAT
+    from esd_core.files.native import write_erasure
     from esd_core.models.architectures import SDXL
     from esd_core.models.keys import diffusers_to_canonical
     from esd_core.training.selection import select

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from esd_core.config.settings import ErasureConfig
-from esd_core.method.bank import Bank
-from esd_core.method.samples import Samples
-from esd_core.method.terms import Term, terms
+from esd_core.method.bank import Bank, _Found
+from esd_core.method.contexts import term_source
+from esd_core.method.terms import RoundTerms
 from esd_core.models.denoiser import Denoiser, Schedule
 from esd_core.training.trainer import Trainer
 
@@ -28,7 +28,7 @@ def official(denoiser: Denoiser, config: ErasureConfig) -> Trainer:
     trainer = pocket.trainer(denoiser, config)
     size = config.width, config.height
     trainer.rounds.bank = OfficialScheduleBank(
-        denoiser, terms(config), config.trajectory, size, trainer.plan.sampling_batch
+        denoiser, term_source(config), config.trajectory, size, trainer.plan.sampling_batch
     )
     return trainer
 
@@ -37,16 +37,16 @@ class OfficialScheduleBank(Bank):
     """A bank whose rounds hold as many samples, each at the end of a trajectory of its own."""
 
     def _rollout_all(
-        self, terms: list[Term], noise: torch.Generator, student: Mapping[str, Tensor] | None
-    ) -> tuple[Samples, list[Samples]]:
+        self, terms: RoundTerms, noise: torch.Generator, student: Mapping[str, Tensor] | None
+    ) -> _Found:
         schedule = self.denoiser.schedule(STEPS)
-        followed: list[Samples] = []
-        empty: list[Samples] = []
-        for term in terms:
+        whole = _Found()
+        for term in terms.followed:
             for _ in range(self.trajectory.steps):
                 k = int(torch.randint(STEPS, (), generator=noise))
                 until = Schedule(schedule.sigmas[: k + 2], schedule.initial_scale)
-                found = self._rollout([term], self._starts(1, noise), until, student)
-                followed.append(found[0][-1])
-                empty += found[1][-1:]
-        return Samples.cat(followed), empty
+                found = _Found()
+                self._rollout([term], self._starts(1, noise), until, found, student)
+                whole.followed.append(found.followed[-1])
+                whole.free += found.free[-1:]
+        return whole

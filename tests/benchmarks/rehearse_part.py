@@ -14,9 +14,11 @@ from . import full_size, pocket
 
 def headless(folder: Path, sizes: dict[str, Any]) -> dict[str, Any]:
     """Trains, writes the erasure and every export, reads the erasure and predicts with it."""
+    from esd_core.files.apply import applied
     from esd_core.files.base import Base
-    from esd_core.files.erasure import applied, read_erasure, write_erasure
-    from esd_core.files.export import DIFFUSERS, ERASURE, LORA, OFFICIAL, UNET, Options, export
+    from esd_core.files.export import Options, export
+    from esd_core.files.formats import DIFFUSERS, ERASURE, LORA, OFFICIAL, UNET
+    from esd_core.files.native import read_erasure, write_erasure
     from esd_core.training.run import erase
 
     dtype, short = torch.bfloat16, {"trajectory.steps": 2, "trajectory.count": 2}

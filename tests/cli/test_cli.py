@@ -30,7 +30,7 @@ from esd_core.config.rules import bounds, described, kind_of
 from esd_core.config.settings import ErasureConfig
 from esd_core.errors import ConfigError
 from esd_core.files.base import open_base
-from esd_core.files.erasure import read_erasure
+from esd_core.files.native import read_erasure
 from esd_core.models.diffusers_backend import DiffusersDenoiser, load_denoiser
 from esd_core.pocket.judge import ORACLE
 from esd_core.storage.reading import read_header

@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 from esd_core.cli.main import main
 from esd_core.config.presets import load_preset
 from esd_core.config.settings import ErasureConfig, override
-from esd_core.files.erasure import Erasure, fingerprint, read_erasure, write_erasure
+from esd_core.files.apply import fingerprint
+from esd_core.files.erasure import Erasure
+from esd_core.files.native import read_erasure, write_erasure
 from esd_core.models.diffusers_backend import load_denoiser
 from esd_core.pocket.judge import ORACLE
 from esd_core.training.run import erase
@@ -220,6 +222,8 @@ def test_a_loop_of_links_is_named(
         ("evaluate", *model, "--erased", loop),
         ("compare", *model, "--erased", loop, "--prompt", "a", "--out", out),
         ("inspect", loop),
+        ("inspect", file, "--model", loop),
+        ("compare", "--model", loop, "--erased", file, "--prompt", "a", "--out", out),
     ):
         assert str(loop) in refusal(capsys, *words)
 
@@ -248,8 +252,8 @@ def test_models_that_are_none_are_named(
     pickled.write_bytes(b"\x80\x04")
     cases = {
         no_model: "is a folder without model_index.json",
-        pickled: "is no .safetensors file",
-        file: "is no checkpoint, since it holds no UNet",
+        pickled: "is not a .safetensors file",
+        file: "is not a checkpoint, since it holds no UNet",
     }
     for model, expected in cases.items():
         words = ("erase", "--model", model, "--concept", "a", "--out", out)

@@ -10,9 +10,11 @@ from PIL import Image
 from safetensors import safe_open
 
 from esd_core.files.base import open_base
-from esd_core.files.cover import COVERS, covered
+from esd_core.files.cover import covered
 from esd_core.files.erasure import Erasure
-from esd_core.files.export import ERASURE, LORA, OFFICIAL, UNET, Options, export
+from esd_core.files.export import Options, export
+from esd_core.files.formats import ERASURE, LORA, OFFICIAL, UNET
+from esd_core.files.metadata import Key
 from esd_core.pocket import WEIGHTS
 
 LAYER = "middle_block.1.transformer_blocks.0.attn2.to_k"
@@ -41,7 +43,7 @@ COLORS = [(200, 40, 40), (40, 200, 40), (40, 40, 200), (200, 200, 200)]
 
 def read(metadata):
     """As ComfyUI does: the bytes, and the picture."""
-    (text,) = json.loads(metadata[COVERS])
+    (text,) = json.loads(metadata[Key.COVERS])
     data = base64.b64decode(text, validate=True)
     return data, Image.open(io.BytesIO(data))
 
@@ -56,7 +58,7 @@ def test_a_cover_is_the_picture_and_no_larger_than_it_need_be(erasure, size, exp
     for color, (x, y) in zip(COLORS, [(1, 1), (3, 1), (1, 3), (3, 3)], strict=True):
         pixel = picture.getpixel((x * picture.width // 4, y * picture.height // 4))
         assert max(abs(a - b) for a, b in zip(pixel, color, strict=True)) < 8
-    assert made.tensors is erasure.tensors and COVERS not in erasure.metadata
+    assert made.tensors is erasure.tensors and Key.COVERS not in erasure.metadata
     again = covered(erasure, quarters(*size).convert("RGBA"))
     assert again.metadata == made.metadata, "the same picture makes the same bytes"
 
@@ -71,4 +73,4 @@ def test_every_file_made_of_an_erasure_keeps_its_cover(base, erasure, tmp_path, 
     out = tmp_path / "out.safetensors"
     export(form, out, made, base, Options(rank=2))
     with safe_open(out, "pt") as file:
-        assert file.metadata()[COVERS] == made.metadata[COVERS]
+        assert file.metadata()[Key.COVERS] == made.metadata[Key.COVERS]

@@ -10,17 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from esd_core.config.settings import ErasureConfig
 from esd_core.errors import ESDError, FileError
-from esd_core.files.erasure import (
-    Erasure,
-    applied,
-    check_fits,
-    fingerprint,
-    make_erasure,
-    merged,
-    read_erasure,
-    write_erasure,
-)
+from esd_core.files.apply import applied, check_fits, fingerprint, merged
+from esd_core.files.erasure import Erasure
+from esd_core.files.native import read_erasure, write_erasure
 from esd_core.method.probes import ProbeReport
+from esd_core.training.making import make_erasure
 from esd_core.training.run import make_student
 
 if sys.version_info >= (3, 11):
@@ -336,7 +330,7 @@ def test_tensors_that_the_model_lacks_are_refused(denoiser, erasure):
         check_fits(other, denoiser)
 
 
-# -- what is no erasure ----------------------------------------------------------------------
+# -- what is not an erasure -------------------------------------------------------------------
 
 
 def test_a_missing_file_is_refused(tmp_path):

@@ -7,22 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from unets import CONFIGS, SD1, SD2
 
 from esd_core.errors import FileError
+from esd_core.files.apply import check_fits, fingerprint
 from esd_core.files.base import Base, open_base
-from esd_core.files.erasure import Erasure, check_fits, fingerprint, write_erasure
-from esd_core.files.export import (
-    DIFFUSERS,
-    ERASURE,
-    LORA,
-    OFFICIAL,
-    UNET,
-    Options,
-    export,
-    official_name,
-)
+from esd_core.files.erasure import Erasure
+from esd_core.files.export import Options, export, official_name
+from esd_core.files.formats import DIFFUSERS, ERASURE, LORA, OFFICIAL, UNET
+from esd_core.files.native import write_erasure
 from esd_core.files.open import open_source
 from esd_core.models.architectures import ARCHITECTURES
 from esd_core.models.keys import canonical_to_diffusers, diffusers_to_canonical
@@ -88,7 +82,7 @@ def model(request) -> Model:
 
 
 def written(model: Model, form: str, erasure: Erasure, path: Path) -> Path:
-    export(form, path, erasure, model.base, Options(dtype="fp32"))
+    export(form, path, erasure, model.base, Options(dtype=torch.float32))
     return path
 
 
@@ -125,13 +119,13 @@ def test_what_was_written_whole_is_a_base_again(model, tmp_path, form):
 def test_marks_of_the_prediction_are_kept(model, tmp_path):
     marked = Base(model.base.architecture, model.base.config, model.base.weights, ("v_pred",))
     path = tmp_path / "unet.safetensors"
-    export(UNET, path, Erasure({}, {}), marked, Options(dtype="fp32"))
-    assert open_base(path).marks == ("v_pred",)
+    export(UNET, path, Erasure({}, {}), marked, Options(dtype=torch.float32))
+    assert open_base(path).prediction_markers == ("v_pred",)
 
 
 def test_a_lora_of_full_rank_holds_all_but_biases_and_norms(model, tmp_path):
     path = tmp_path / "lora"
-    told = export(LORA, path, model.erasure(), model.base, Options(dtype="fp32"))
+    told = export(LORA, path, model.erasure(), model.base, Options(dtype=torch.float32))
     source = open_source(path)
     assert source.kind == "lora" and "keeps" in told
     change = source.erasure(model.base).delta(model.base.weights)
@@ -158,7 +152,7 @@ def test_the_official_name_says_what_went_from_what(model):
 
 @pytest.mark.parametrize("strength", [0.5, -2.0])
 def test_strength_goes_into_every_form(model, tmp_path, strength):
-    options = Options(strength=strength, dtype="fp32")
+    options = Options(strength=strength, dtype=torch.float32)
     for form in EXACT:
         path = tmp_path / f"{form}"
         export(form, path, model.erasure(), model.base, options)
@@ -223,7 +217,7 @@ def test_loras_of_every_naming_are_read(model, tmp_path, way):
         torch.testing.assert_close(got[name], tensor, rtol=1e-5, atol=1e-5)
 
 
-def test_lycoris_full_differences_are_read_with_norms_and_text_left_out(model, tmp_path):
+def test_lycoris_full_differences_are_read_with_norms_and_text_skipped(model, tmp_path):
     file = {"lora_te_text_model_encoder_layers_0_mlp_fc1.diff": torch.ones(3, 3)}
     ends = {"weight": "diff", "bias": "diff_b"}
     for name, change in model.delta.items():
@@ -234,7 +228,7 @@ def test_lycoris_full_differences_are_read_with_norms_and_text_left_out(model, t
             file[f"{names_by(model, layer)['kohya']}.{end}"] = change
     save_file(file, tmp_path / "a")
     source = open_source(tmp_path / "a")
-    assert source.kind == "difference" and source.left_out == 1
+    assert source.kind == "difference" and source.skipped == 1
     assert_same(source.erasure(model.base).delta(model.base.weights), model.delta)
 
 
@@ -255,7 +249,7 @@ def test_a_checkpoint_and_bare_weights_are_whole_unets(model, tmp_path):
 
 def test_a_whole_unet_in_half_precision_has_changed_only_where_it_was_erased(model, tmp_path):
     path = tmp_path / "unet"
-    export(UNET, path, model.erasure(), model.base, Options(dtype="fp16"))
+    export(UNET, path, model.erasure(), model.base, Options(dtype=torch.float16))
     got = open_source(path).erasure(model.base).delta(model.base.weights)
     assert_same(got, model.delta)  # all its values are fp16's
 
@@ -286,8 +280,8 @@ REFUSED = {
     "LoKr": ({"lora_unet_a.lokr_w1": torch.ones(2, 2)}, "another kind than LoRA"),
     "DoRA": ({"lora_unet_a.dora_scale": torch.ones(2)}, "another kind than LoRA"),
     "another model's": ({"lora_unet_elsewhere.diff": torch.ones(2)}, "elsewhere"),
-    "text alone": ({"lora_te_a.diff": torch.ones(2)}, "no erasure file"),
-    "an optimizer": ({"exp_avg": torch.ones(2)}, "no erasure file"),
+    "text alone": ({"lora_te_a.diff": torch.ones(2)}, "not an erasure file"),
+    "an optimizer": ({"exp_avg": torch.ones(2)}, "not an erasure file"),
     "whole numbers": ({"down_blocks.0.a.weight": torch.ones(2).int()}, "no place"),
     "not finite": ({"lora_unet_a.diff": torch.tensor([float("nan")])}, "not finite"),
 }
@@ -303,17 +297,69 @@ def test_what_cannot_be_read_is_one_sentence(model, tmp_path, kind):
 
 def test_absolute_weights_that_are_not_finite_are_refused(model, tmp_path):
     path = written(model, OFFICIAL, model.erasure(), tmp_path / "a")
-    name = next(iter(model.delta))
-    broken = dict(model.erasure().delta(model.base.weights)) | {
-        name: torch.full_like(model.delta[name], float("inf"))
-    }
-    ends = {"weight": "diff", "bias": "diff_b"}
-    erasure = Erasure(
-        {f"{n.rpartition('.')[0]}.{ends[n.rpartition('.')[2]]}": t for n, t in broken.items()}, {}
-    )
-    path = written(model, OFFICIAL, erasure, tmp_path / "b")
+    tensors = load_file(path)
+    tensors[min(tensors)][0] = float("inf")
+    save_file(tensors, path)
     with pytest.raises(FileError, match="not finite"):
         open_source(path).erasure(model.base)
+
+
+@pytest.mark.parametrize(
+    ("form", "alpha"),
+    [*((form, 1e38) for form in (*EXACT, LORA)), *((f, 3e4) for f in (UNET, DIFFUSERS, OFFICIAL))],
+)
+def test_what_would_not_be_finite_is_not_written(model, tmp_path, form, alpha):
+    """A LoRA's damaged alpha: at 1e38 the change overflows, at 3e4 only its sum as fp16."""
+    file, _ = lora_of(model, "kohya")
+    file |= {name: torch.tensor(alpha) for name in file if name.endswith(".alpha")}
+    save_file(file, tmp_path / "lora")
+    erasure = open_source(tmp_path / "lora").erasure(model.base)
+    with pytest.raises(FileError, match="not be finite as float"):
+        export(form, tmp_path / "out", erasure, model.base, Options())
+    assert [path.name for path in tmp_path.iterdir()] == ["lora"]
+
+
+def test_the_foreign_tensor_is_named(model, tmp_path):
+    file, _ = lora_of(model, "kohya")
+    save_file({**file, "zzz.step": torch.ones(1)}, tmp_path / "a")
+    with pytest.raises(FileError, match=r'holds "zzz\.step"'):
+        open_source(tmp_path / "a")
+
+
+BAD_METADATA = {
+    "esd.concepts": ['[{"a": 1}]', "[[1]]", '"hat"', "null", "7", "{}", "[" * 100_000],
+    "esd.base_fingerprint": ["1 2 x", "1 nan", "inf"],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "text"), [(key, text) for key, texts in BAD_METADATA.items() for text in texts]
+)
+def test_metadata_of_another_shape_is_refused_as_soon_as_a_file_is_opened(tmp_path, key, text):
+    save_file({"diffusion_model.out.2.diff": torch.ones(2)}, tmp_path / "a", {key: text})
+    with pytest.raises(FileError, match="its metadata cannot be read"):
+        open_source(tmp_path / "a")
+
+
+HUGE = 1_000_000_000
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"layers_per_block": HUGE},
+        {"layers_per_block": [2, 2, HUGE]},
+        {"transformer_layers_per_block": HUGE},
+        {"transformer_layers_per_block": [1, [1, HUGE], 1]},
+        {"layers_per_block": -HUGE},
+    ],
+    ids=str,
+)
+def test_a_config_of_absurd_size_is_refused_at_once(tmp_path, entry):
+    config = {**CONFIGS["small-sdxl"], **entry}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(FileError, match=r"config\.json .*and 100 is the most"):
+        open_base(tmp_path)
 
 
 # -- structure ---------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from esd_core.config.settings import ErasureConfig
-from esd_core.files.erasure import applied, read_erasure
+from esd_core.files.apply import applied
+from esd_core.files.native import read_erasure
 from esd_core.method.sampling import sample
 from esd_core.models.diffusers_backend import load_denoiser
 from esd_core.training.run import erase

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
-from comfy_server import PACK, PACK_NAME
+from comfy_server import PACK, PACK_NAME, PYTHON_VARIABLE
 
 from esd_core.config.rules import described, kind_of
 from esd_core.config.settings import fields
@@ -28,6 +31,15 @@ def inputs(node):
         for kind in ("required", "optional")
         for name, spec in node["input"].get(kind, {}).items()
     ]
+
+
+def test_the_nodes_are_tried_with_nothing_but_what_comfyui_requires():
+    """The command line's packages would hide an import that a stranger's ComfyUI cannot follow."""
+    code = "from importlib.util import find_spec\n"
+    code += "print(*filter(find_spec, ('torch', 'diffusers', 'accelerate', 'peft')))"
+    python = os.environ.get(PYTHON_VARIABLE, sys.executable)
+    found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["torch"]
 
 
 @pytest.mark.parametrize("name", NODES)

@@ -37,8 +37,8 @@ def failure(graph):
         ({"width": 100}, "in multiples of 8"),
         ({"height": 0}, "height must be at least 64"),
         ({"filename_prefix": "../../secret"}, "without .."),
-        ({"filename_prefix": "/etc/passwd"}, "no name in the output folder"),
-        ({"filename_prefix": ""}, "no name in the output folder"),
+        ({"filename_prefix": "/etc/passwd"}, "is not valid: write NAME or FOLDER/NAME"),
+        ({"filename_prefix": ""}, "is not valid: write NAME or FOLDER/NAME"),
         ({"learning_rate": 0.0}, "smaller than min of 1e-06: learning_rate"),
         ({"steps": 0}, "smaller than min of 1: steps"),
     ],
@@ -164,17 +164,17 @@ def test_comparing_needs_a_prompt(server):
 
 def test_an_official_file_is_read(server):
     """Absolute weights under diffusers' names, as the official code writes them."""
+    from esd_core.files.apply import merged
     from esd_core.files.diffusers import write_official
-    from esd_core.files.erasure import merged, read_erasure
+    from esd_core.files.native import read_erasure
 
     pocket = load_denoiser("pocket", "fp32", "cpu")
     source = small_erasure(server)
     erasure = read_erasure(source)
     changed = merged(pocket, [(erasure, 1.0)])
-    delta = {name: value - pocket.parameters()[name] for name, value in changed.items()}
     path = server.base / "models" / "loras" / "esd-official.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_official(path, pocket.unet.config, pocket.parameters(), delta, torch.float32)
+    write_official(path, pocket.unet.config, changed)
     found = {}
     for name in (path.name, source.relative_to(server.base / "output" / "loras").as_posix()):
         graph = Graph(server)

@@ -15,7 +15,9 @@ from graphs import Graph, drawn_with, files, pictures
 from safetensors.torch import load_file
 from unets import CONFIGS, shapes_of
 
-from esd_core.files.erasure import merged, read_erasure
+from esd_core.cli.main import main
+from esd_core.files.apply import merged
+from esd_core.files.native import read_erasure
 from esd_core.models.diffusers_backend import load_denoiser
 from esd_core.models.keys import diffusers_to_canonical
 
@@ -31,7 +33,7 @@ def saved(server):
         for name, given in {
             "erasure": {"erasure": [train, 1]},
             "LoRA": {"erasure": [train, 1], "rank": 4096, "filename_prefix": "out/lora"},
-            "UNet": {"model": [train, 0]},
+            "UNet": {"model": [train, 0], "erasure": [train, 1]},
             "diffusers": {"model": [train, 0]},
             "official": {
                 "erasure": [train, 1],
@@ -40,6 +42,7 @@ def saved(server):
             },
         }.items()
     }
+    graph.add("ESDSaveErased", format="UNet", filename_prefix="base/pocket", model=model)
     nodes["picture"] = graph.picture([train, 0], clip, vae)
     run = graph.run()
     assert run.ending == "execution_success", run.error
@@ -57,6 +60,32 @@ def test_the_erasure_is_the_one_that_was_trained(server, saved):
     assert "output/loras/out/pocket_00001_.safetensors" in saved[0].text(saved[1]["erasure"])
     one, two = (load_file(files(server, f"loras/{n}*")[0]) for n in ("esd/saved", "out/pocket"))
     assert one.keys() == two.keys() and all(one[key].equal(two[key]) for key in one)
+
+
+WRITTEN = {
+    "erasure": "loras/out/pocket",
+    "lora": "loras/out/lora",
+    "unet": "diffusion_models/out/pocket",
+    "diffusers": "diffusers/out/pocket",
+    "official": "loras/out/official",
+}
+
+
+@pytest.mark.parametrize("form", WRITTEN)
+def test_the_command_writes_the_same_bytes(server, saved, tmp_path, form):
+    """From the trained erasure, and the MODEL that it was trained on as the node writes it."""
+    (erasure,), (base,) = (files(server, n) for n in ("loras/esd/saved*", "*/base/pocket*"))
+    out, rank = tmp_path / form, ["--rank", "4096", "--dtype", "fp16"]
+    words = rank if form == "lora" else ["--dtype", "fp32"]
+    words = ["export", str(erasure), "--model", str(base), "--to", form, "--out", str(out), *words]
+    assert main(words) == 0
+    (theirs,) = files(server, f"{WRITTEN[form]}_00001*")
+    if form != "diffusers":
+        assert out.read_bytes() == theirs.read_bytes()
+        return
+    assert {f.name: f.read_bytes() for f in out.iterdir()} == {
+        f.name: f.read_bytes() for f in theirs.iterdir()
+    }
 
 
 def test_a_lora_of_full_rank_is_the_erasure_but_for_biases(server, saved):
@@ -212,10 +241,11 @@ def test_weights_of_every_width_can_be_trained(server, saved, dtype):
 
 def cast(server, dtype):
     """Writes pocket's UNet in that format, by the headless export; its name for UNETLoader."""
-    from esd_core.files.erasure import SAVE_DTYPES
+    from esd_core.files.apply import summed
     from esd_core.files.unet import write_unet
+    from esd_core.storage.dtypes import PRECISIONS
 
     pocket = load_denoiser("pocket", "fp32", "cpu")
     path = server.base / "models" / "diffusion_models" / f"pocket-{dtype}.safetensors"
-    write_unet(path, pocket.parameters(), {}, SAVE_DTYPES[dtype])
+    write_unet(path, summed(pocket.parameters(), {}, PRECISIONS[dtype]))
     return path.name

@@ -11,7 +11,7 @@ import pytest
 from graphs import AGAIN, PROMPT, Graph, drawn_with, files, pictures
 from PIL import Image
 
-from esd_core.files.erasure import read_erasure
+from esd_core.files.native import read_erasure
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from PIL import Image
 from unets import shapes_of
 
 from esd_core.config.presets import load_preset
-from esd_core.files.erasure import read_erasure
+from esd_core.files.native import read_erasure
 from esd_core.models.keys import diffusers_to_canonical
 from esd_core.pocket.judge import load_oracle
 

@@ -10,7 +10,7 @@ import torch
 
 from esd_core.config.presets import load_preset
 from esd_core.config.settings import ErasureConfig, override
-from esd_core.files.erasure import read_erasure, write_erasure
+from esd_core.files.native import read_erasure, write_erasure
 from esd_core.models.architectures import SDXL
 from esd_core.models.diffusers_backend import POCKET, DiffusersDenoiser, load_denoiser
 from esd_core.pocket import WEIGHTS

@@ -18,9 +18,11 @@ from safetensors.torch import load, save
 from unets import CONFIGS
 
 from esd_core.errors import ESDError
+from esd_core.files.apply import check_fits
 from esd_core.files.base import Base
-from esd_core.files.erasure import Erasure, check_fits
-from esd_core.files.export import LORA, OFFICIAL, UNET, Options, export
+from esd_core.files.erasure import Erasure
+from esd_core.files.export import Options, export
+from esd_core.files.formats import LORA, OFFICIAL, UNET
 from esd_core.files.open import open_source
 from esd_core.models.architectures import SDXL
 from esd_core.models.structure import unet_config

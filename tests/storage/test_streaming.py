@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 import torch
 from esd_core.files.erasure import Erasure
-from esd_core.files.export import DIFFUSERS, UNET, Options, export
+from esd_core.files.export import Options, export
+from esd_core.files.formats import DIFFUSERS, UNET
 from esd_core.files.base import Base, open_base
 from esd_core.storage.lazy import Spec
 from esd_core.models.architectures import SD1

@@ -7,10 +7,11 @@ import torch
 from trainers import trainer_of
 
 from esd_core.errors import ConfigError, ESDError, FileError
-from esd_core.files.erasure import make_erasure, write_erasure
+from esd_core.files.native import write_erasure
 from esd_core.storage.reading import read_header, read_tensors
 from esd_core.storage.writing import write_safetensors
 from esd_core.training.checkpoint import refuse_other_run, state_path
+from esd_core.training.making import make_erasure
 from esd_core.training.run import erase
 
 RATE = 1e-3

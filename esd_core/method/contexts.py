@@ -1,0 +1,226 @@
+"""Contexts: prompts in which a concept is erased, and prompts beside them that must stay.
+
+A student that sees one prompt learns that prompt. So the concept is put into generic templates with
+generic other words, and what it should give there is the same prompt without the concept, so that
+all else in it stays. As many samples come from the same templates with other words in the concept's
+place, which are preserved: what is not shown to stay, goes.
+
+Words and templates are the same for every model and every concept.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..config.concepts import Concept
+from ..config.settings import AUTO, ErasureConfig
+from .terms import LineTerms, RoundTerms, Term, TermSource, terms
+from .words import OBJECTS, STYLES
+
+
+@dataclass(frozen=True)
+class Template:
+    """A prompt for a concept {c}, perhaps with another word {w}, and the same without it."""
+
+    text: str
+    without: str = ""
+
+    def prompt(self, concept: str, word: str) -> str:
+        return _with_articles(self.text.replace("{w}", word).replace("{c}", concept))
+
+    def anchor(self, word: str) -> str:
+        """The same without the concept."""
+        return _with_articles(self.without.replace("{w}", word))
+
+
+def _with_articles(text: str) -> str:
+    """ "a apple" becomes "an apple"."""
+    return re.sub(r"\b([Aa]) (?=[aeiouAEIOU])", r"\1n ", text)
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a concept can be in a prompt.
+
+    Attributes:
+        plain: templates of the concept alone. mixed: with a word of `words` beside it.
+        others: what may stand in the concept's place.
+    """
+
+    plain: tuple[Template, ...]
+    mixed: tuple[Template, ...]
+    words: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+STYLE = Role(
+    plain=(
+        Template("{c}"),
+        Template("{c} style"),
+        Template("a painting in the style of {c}", "a painting"),
+        Template("a {c} painting", "a painting"),
+        Template("art in the style of {c}", "art"),
+    ),
+    mixed=(
+        Template("a {w} in the style of {c}", "a {w}"),
+        Template("a {c} painting of a {w}", "a painting of a {w}"),
+        Template("{w}, {c} style", "{w}"),
+        Template("{c} {w}", "{w}"),
+        Template("a picture of a {w} in {c} style", "a picture of a {w}"),
+    ),
+    words=OBJECTS,
+    others=STYLES,
+)
+OBJECT = Role(
+    plain=(
+        Template("{c}", "a photo"),
+        Template("a {c}", "a photo"),
+        Template("the {c}", "a photo"),
+        Template("a photo of a {c}", "a photo"),
+        Template("a picture of a {c}", "a picture"),
+    ),
+    mixed=(
+        Template("a {c} in the style of {w}", "art in the style of {w}"),
+        Template("a {w} painting of a {c}", "a {w} painting"),
+        Template("{c}, {w} style", "{w} style"),
+        Template("{w} {c}", "{w}"),
+        Template("a picture of a {c} in {w} style", "a picture in {w} style"),
+    ),
+    words=STYLES,
+    others=OBJECTS,
+)
+PERSON = Role(
+    plain=(
+        Template("{c}", "a person"),
+        Template("a photo of {c}", "a photo of a person"),
+        Template("a portrait of {c}", "a portrait of a person"),
+        Template("the face of {c}", "the face of a person"),
+    ),
+    mixed=(
+        Template("{c} in the style of {w}", "a person in the style of {w}"),
+        Template("a {w} painting of {c}", "a {w} painting of a person"),
+        Template("{c}, {w} style", "a person, {w} style"),
+        Template("a {w} portrait of {c}", "a {w} portrait of a person"),
+    ),
+    words=STYLES,
+    others=OBJECTS,
+)
+ROLES = {"style": (STYLE,), "object": (OBJECT,), "person": (PERSON,), "": (STYLE, OBJECT)}
+"""By the kind of a concept; one whose kind is not said is erased as a style and as an object."""
+
+MIXED = 0.6
+"""Share of contexts that have another word beside the concept."""
+_TRIES = 100
+FOLLOWED = 0.25
+"""Preserving trajectories for every one that erases."""
+
+
+def own_role(templates: Sequence[str]) -> Role:
+    """Of a person's own templates, with {} for the concept."""
+    plain = tuple(Template(text.replace("{}", "{c}"), _without(text)) for text in templates)
+    return Role(plain, (), ("",), OBJECTS + STYLES)
+
+
+def _without(text: str) -> str:
+    """What is left of a prompt without its {}, and without the small words that led to it."""
+    before, _, after = text.partition("{}")
+    words = before.split()
+    while words and words[-1].lower().strip(",") in _LEADING:
+        words.pop()
+    return " ".join([*words, *after.split()]).strip(" ,")
+
+
+_LEADING = ("a", "an", "the", "by", "of", "in", "style", "with", "and", "like", "as")
+
+
+class ContextTerms:
+    """The terms of every round of a run, drawn from its seed."""
+
+    preserves_anchors = True
+
+    def __init__(self, config: ErasureConfig, rounds: int) -> None:
+        self._config = config
+        self._random = random.Random(config.seed)
+        self._erased = {concept.name.casefold() for concept in config.concepts}
+        own = [text for text in config.contexts if text != AUTO]
+        self._own = own_role(own) if own else None
+        self._has_auto = AUTO in config.contexts
+        self._rounds = [self._draw(index) for index in range(rounds)]
+        drawn = [term for r in self._rounds for term in (*r.followed, *r.beside)]
+        # Those of the bare lines first, so that more rounds only add to the end.
+        self.terms = tuple(dict.fromkeys([*terms(config), *drawn]))
+
+    def of_round(self, index: int) -> RoundTerms:
+        return self._rounds[index]
+
+    def _draw(self, index: int) -> RoundTerms:
+        trajectory, concepts = self._config.trajectory, self._config.concepts
+        turns = range(index * trajectory.count, (index + 1) * trajectory.count)
+        erasing = []
+        for turn in turns:
+            concept = concepts[turn % len(concepts)]
+            roles = self._roles(concept)
+            erasing.append(self._erasing(concept, roles[turn // len(concepts) % len(roles)]))
+        followed = self._preserving(round(FOLLOWED * trajectory.count))
+        beside = self._preserving(trajectory.count * trajectory.steps)
+        return RoundTerms((*erasing, *followed), beside)
+
+    def _roles(self, concept: Concept) -> tuple[Role, ...]:
+        auto = ROLES[concept.kind] if self._has_auto else ()
+        return (*auto, self._own) if self._own else auto
+
+    def _template(self, role: Role) -> tuple[Template, str]:
+        """One of the role's, and a word to stand beside the concept."""
+        is_mixed = bool(role.mixed) and self._random.random() < MIXED
+        template = self._random.choice(role.mixed if is_mixed else role.plain)
+        return template, self._word(role.words)
+
+    def _word(self, words: Sequence[str]) -> str:
+        """One that does not hold what is being erased: who erases boats erases sailboats."""
+        for _ in range(_TRIES):  # a name of one letter is in most words
+            word = self._random.choice(words)
+            if not any(name in word.casefold() for name in self._erased):
+                break
+        return word
+
+    def _erasing(self, concept: Concept, role: Role) -> Term:
+        """The design's table, line by line; the context without the concept is its own base."""
+        template, word = self._template(role)
+        eta, name = self._config.negative_guidance, template.prompt(concept.name, word)
+        if concept.erase_from:
+            wider = template.prompt(concept.erase_from, word)
+            return Term(wider, wider, concept.name, push=eta + 1)
+        has_anchor = bool(concept.anchor)
+        anchor = template.prompt(concept.anchor, word) if has_anchor else template.anchor(word)
+        return Term(name, anchor, name, anchor, eta)
+
+    def _preserving(self, count: int) -> tuple[Term, ...]:
+        """Of the roles in turn, and now and then what a person asks to preserve."""
+        named, weight = self._config.preserve, self._config.preserve_weight
+        if not weight:
+            return ()
+        roles = list(dict.fromkeys(r for c in self._config.concepts for r in self._roles(c)))
+        prompts = []
+        for place in range(count):
+            template, word = self._template(roles[place % len(roles)])
+            other = self._word(roles[place % len(roles)].others)
+            prompts.append(template.prompt(other, word))
+            if named and place % 2:
+                prompts[-1] = named[place // 2 % len(named)]
+        return tuple(Term(prompt, prompt, weight=weight) for prompt in prompts)
+
+
+def term_source(config: ErasureConfig) -> TermSource:
+    """What a run learns, round by round."""
+    return ContextTerms(config, _rounds(config)) if config.contexts else LineTerms(config)
+
+
+def _rounds(config: ErasureConfig) -> int:
+    """As many as the steps of a run use up."""
+    trajectory, training = config.trajectory, config.training
+    samples = trajectory.count * trajectory.steps
+    share = training.batch_size - (training.batch_size // 2 if config.preserved else 0)
+    return -(-training.steps // (samples // min(share, samples) * trajectory.reuse))

@@ -1,0 +1,231 @@
+"""What the default erases on pocket, and what it leaves alone: every concept, by its name alone.
+
+    python -m benchmarks.efficacy OUT.json [--seeds N] [--only NAME] [--struck]
+
+Prompts and seeds are in no other file: settings were chosen on captions.HELD_OUT_*, and by other
+seeds. OUT.json keeps every run that is done, so that an interrupted table goes on. With --struck
+no word of pocket's world is in the lists that contexts draw from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from esd_core.files.apply import applied
+from esd_core.images.render import render
+from esd_core.method.contexts import ContextTerms
+from esd_core.models.diffusers_backend import DiffusersDenoiser
+from esd_core.pocket import GUIDANCE
+from esd_core.pocket.judge import KINDS, Reading, load_oracle, make_cases, read
+from esd_core.pocket.world import OBJECTS, PLAIN, SIZE, STYLES
+from esd_core.training.run import erase
+
+from . import pocket
+
+STYLED = (
+    "a sketch of a {object} after {style}",
+    "{style}'s {object}",
+    "an illustration of the {object} in {style} manner",
+    "the {object} as painted by {style}",
+    "a beautiful {style} picture with a {object}",
+    "old {style} canvas, {object}",
+)
+UNSTYLED = (
+    "a small {object}",
+    "this is a {object}",
+    "there is a {object}",
+    "my {object}",
+    "a view of the {object}",
+    "{object} outdoors",
+)
+STYLE_WORDINGS = (
+    *("{c}", "{c} style", "{l} style", "a {c} painting", "boat, {l} style", "inspired by {c}"),
+    *("a {l} artwork", "tree by {c}", "{l}", "picture, {c}"),
+)
+OBJECT_WORDINGS = (
+    *("{c}", "the {c}", "{c} photo", "a red {c}", "a {c} at night", "one {c}, please", "{c}s"),
+    *("big {c}", "drawing of a {c}", "Hokusai {c}"),
+)
+FURTHER = {"Van Gogh": ("Vincent Van Gogh",)}
+RUNS = (
+    *((name,) for name in (*OBJECTS, *STYLES)),
+    ("Van Gogh", "Hokusai"),
+    ("house", "car"),
+    ("Seurat", "boat"),
+    ("tree", "Mondrian", "fish"),
+    ("Van Gogh -> Mondrian",),
+    ("house -> tree",),
+    ("Van Gogh <- a house in the style of Van Gogh",),
+)
+STEPS, PER_PAIR, PER_WORDING = 20, 16, 6
+FIRST_SEED = 700_000
+
+
+def prompt_of(name: str, look: str, index: int) -> str:
+    templates = UNSTYLED if look == PLAIN else STYLED
+    return templates[index % len(templates)].format(object=name, style=look)
+
+
+def wordings(name: str) -> list[str]:
+    templates = STYLE_WORDINGS if KINDS[name] == "style" else OBJECT_WORDINGS
+    asked = [t.format(c=name, l=name.lower()) for t in templates]
+    return [prompt for prompt in (*asked, *FURTHER.get(name, ())) for _ in range(PER_WORDING)]
+
+
+def measure(denoiser: DiffusersDenoiser, lines: Sequence[str], seed: int) -> dict[str, Any]:
+    """One run, and what its pictures show."""
+    started = time.process_time()
+    config = pocket.config(concepts=lines, seed=seed)
+    result = erase(denoiser, config, pocket.Silent(), pocket.Silent())
+    cpu = time.process_time() - started
+    names = [concept.name for concept in config.concepts]
+    is_wider = any(concept.erase_from for concept in config.concepts)
+    with applied(denoiser, [(result.erasure, 1.0)]):
+        after = readings(denoiser)
+        worded = {} if is_wider else {n: shown_in_wordings(denoiser, n) for n in names}
+    return {
+        "lines": list(lines),
+        "seed": seed,
+        "cpu_seconds": round(cpu, 1),
+        "evaluations": result.report["teacher_evaluations"],
+        "probes": result.report["probes"]["share"],
+        "seen": [[*r.asked, *r.seen] for r in after],
+        "wordings": worded,
+    }
+
+
+def readings(denoiser: DiffusersDenoiser) -> tuple[Reading, ...]:
+    cases = make_cases(PER_PAIR, FIRST_SEED, prompt_of)
+    prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
+    pictures = render(denoiser, prompts, seeds, STEPS, GUIDANCE, SIZE, SIZE)
+    return read(load_oracle(), cases, pictures)
+
+
+def shown_in_wordings(denoiser: DiffusersDenoiser, name: str) -> dict[str, float]:
+    """The share of pictures that show it, by wording."""
+    prompts = wordings(name)
+    seeds = [FIRST_SEED + 50_000 + place for place in range(len(prompts))]
+    pictures = render(denoiser, prompts, seeds, STEPS, GUIDANCE, SIZE, SIZE)
+    seen = load_oracle().read(pictures)[KINDS[name] == "style"]
+    hits: dict[str, list[bool]] = {}
+    for prompt, found in zip(prompts, seen, strict=True):
+        hits.setdefault(prompt, []).append(found == name)
+    return {prompt: sum(found) / len(found) for prompt, found in hits.items()}
+
+
+# -- the table ---------------------------------------------------------------------------------
+
+
+def shares(run: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """Of what a run has left: erased names, the others of their kind and of the other kind (IRA,
+    CRA) as shares of what they were, and the rest of prompts that name what was erased."""
+    names = [line.partition(" -> ")[0].partition(" <- ")[0] for line in run["lines"]]
+    kinds = {KINDS[name] for name in names}
+    kept = {n: _share(run, n, names) / _share(before, n, names) for n in KINDS if n not in names}
+    same = [share for name, share in kept.items() if KINDS[name] in kinds]
+    other = [share for name, share in kept.items() if KINDS[name] not in kinds]
+    beside = [r for r in run["seen"] if {*r[:2]} & {*names}]
+    intact = [a == s for r in beside for a, s in zip(r[:2], r[2:], strict=True) if a not in names]
+    return {
+        "left": {name: _share(run, name, []) for name in names},
+        "IRA": statistics.mean(same),
+        "CRA": statistics.mean(other) if other else None,
+        "worst": min((share, name) for name, share in kept.items()),
+        "beside": sum(intact) / len(intact),
+        "wordings": max(
+            ((share, p) for found in run["wordings"].values() for p, share in found.items()),
+            default=(0.0, ""),
+        ),
+    }
+
+
+def _share(run: dict[str, Any], name: str, without: Sequence[str]) -> float:
+    """Of pictures that ask for a name, and for none of the others, those that show it."""
+    place = ("object", "style").index(KINDS[name])
+    asked = [r for r in run["seen"] if r[place] == name and not {*r[:2]} & {*without}]
+    return sum(r[2 + place] == name for r in asked) / len(asked)
+
+
+def table(done: Sequence[dict[str, Any]], before: dict[str, Any]) -> str:
+    """A row a line-up, medians over its seeds and the worst of them."""
+    rows = [
+        "| erased | still shown | IRA | CRA | worst of them | rest of its prompts | worst wording "
+        "| probe | CPU s | evaluations |",
+        "| --- " * 10 + "|",
+    ]
+    for lines in dict.fromkeys(tuple(run["lines"]) for run in done):
+        runs = [run for run in done if tuple(run["lines"]) == lines]
+        found = [shares(run, before) for run in runs]
+        left = [max(f["left"].values()) for f in found]
+        worst, wording = min(f["worst"] for f in found), max(f["wordings"] for f in found)
+        cra = [f["CRA"] for f in found if f["CRA"] is not None]
+        probe = [max(run["probes"].values()) for run in runs]
+        cells = [
+            " + ".join(lines),
+            _range(left),
+            _range([f["IRA"] for f in found]),
+            _range(cra) if cra else "",
+            f"{worst[1]} {worst[0]:.0%}",
+            _range([f["beside"] for f in found]),
+            f"{wording[0]:.0%} {wording[1]}".strip(),
+            _range(probe),
+            f"{statistics.median(run['cpu_seconds'] for run in runs):.0f}",
+            f"{statistics.median(run['evaluations'] for run in runs):.0f}",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _range(values: Sequence[float]) -> str:
+    """The median, and what it lies between where runs differ."""
+    middle = f"{statistics.median(values):.1%}"
+    spread = f"{min(values):.1%} to {max(values):.1%}"
+    return middle if min(values) == max(values) else f"{middle} ({spread})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", action="append")
+    parser.add_argument("--struck", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.struck:
+        strike()
+    denoiser = pocket.load()
+    state = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"runs": []}
+    if "before" not in state:
+        state["before"] = {"seen": [[*r.asked, *r.seen] for r in readings(denoiser)]}
+    for seed in range(arguments.seeds):
+        for lines in RUNS:
+            is_done = any((r["lines"], r["seed"]) == ([*lines], seed) for r in state["runs"])
+            if is_done or (arguments.only and " + ".join(lines) not in arguments.only):
+                continue
+            state["runs"].append(measure(denoiser, lines, seed))
+            arguments.out.write_text(json.dumps(state))
+            print(table(state["runs"][-1:], state["before"]).splitlines()[-1], flush=True)
+    print(table(state["runs"], state["before"]))
+
+
+def strike() -> None:
+    """Keeps pocket's own words from being drawn."""
+    own = {name.casefold() for name in (*OBJECTS, *STYLES)}
+    draw = ContextTerms._word
+
+    def other_word(self: ContextTerms, words: Sequence[str]) -> str:
+        while True:
+            word = draw(self, words)
+            if not own & {word.casefold(), *word.casefold().split()}:
+                return word
+
+    ContextTerms._word = other_word  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Contexts: what is drawn, what it asks for, and that it is the seed's."""
+
+import pytest
+from trainers import bank_of
+
+from esd_core.config.concepts import parse
+from esd_core.errors import ConfigError
+from esd_core.method.contexts import (
+    OBJECT,
+    PERSON,
+    ROLES,
+    STYLE,
+    ContextTerms,
+    Template,
+    own_role,
+    term_source,
+)
+from esd_core.method.terms import LineTerms, Term
+from esd_core.method.words import OBJECTS, STYLES
+
+AUTO = {"contexts": ["auto"], "negative_guidance": 1.5, "preserve_weight": 3.0}
+
+
+def drawn(settings, rounds=8, **overrides):
+    return ContextTerms(settings({**AUTO, **overrides}), rounds)
+
+
+def erasing(source, rounds=8):
+    terms = [term for index in range(rounds) for term in source.of_round(index).followed]
+    return [term for term in terms if term.concept is not None]
+
+
+def preserving(source, rounds=8):
+    found = [source.of_round(index) for index in range(rounds)]
+    followed = [term for r in found for term in r.followed if term.concept is None]
+    return followed + [term for r in found for term in r.beside]
+
+
+# -- templates and words ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", [STYLE, OBJECT, PERSON])
+def test_every_template_names_the_concept_and_its_context_does_not(role):
+    for template in (*role.plain, *role.mixed):
+        assert template.text.count("{c}") == 1 and "{c}" not in template.without
+        assert ("{w}" in template.text) == (template in role.mixed) == ("{w}" in template.without)
+
+
+def test_the_lists_are_broad_and_name_nothing_twice():
+    assert len(OBJECTS) >= 1000 and len(STYLES) >= 200
+    for words in (OBJECTS, STYLES):
+        assert len({word.casefold() for word in words}) == len(words)
+        assert all(word == word.strip() and word for word in words)
+
+
+def test_articles_fit_their_words():
+    template = Template("a {c} in the style of a {w}", "art of a {w}")
+    assert template.prompt("apple", "owl") == "an apple in the style of an owl"
+    assert template.anchor("owl") == "art of an owl"
+
+
+@pytest.mark.parametrize(
+    ("text", "without"),
+    [
+        ("a {} painting of a house", "painting of a house"),
+        ("a house in the style of {}", "a house"),
+        ("a photo of {}", "a photo"),
+        ("{}", ""),
+        ("a garden with a {} in it", "a garden in it"),
+    ],
+)
+def test_an_own_template_without_its_concept(text, without):
+    (template,) = own_role([text]).plain
+    assert template.prompt("owl", "") == text.replace("a {}", "an {}").replace("{}", "owl")
+    assert template.without == without
+
+
+@pytest.mark.parametrize("template", ["no place", "two {} of {}", "{} and {}"])
+def test_a_template_without_one_place_is_refused(settings, template):
+    with pytest.raises(ConfigError, match="`contexts` has"):
+        settings({"contexts": [template]})
+
+
+# -- terms -----------------------------------------------------------------------------------
+
+
+def test_without_contexts_lines_are_learnt_by_their_bare_names(settings):
+    assert isinstance(term_source(settings()), LineTerms)
+    assert isinstance(term_source(settings(AUTO)), ContextTerms)
+
+
+def test_a_concept_is_pushed_from_the_same_prompt_without_it(settings):
+    found = erasing(drawn(settings))
+    assert len(found) == 16
+    for term in found:
+        assert "Van Gogh" in term.student and term.student == term.concept
+        assert "Van Gogh" not in term.anchor and term.base == term.anchor
+        assert term.push == 1.5 and term.weight == 1.0
+
+
+def test_an_anchor_takes_the_concepts_place_in_its_context(settings):
+    for term in erasing(drawn(settings, concepts=["Van Gogh -> Mondrian"])):
+        assert term.anchor == term.student.replace("Van Gogh", "Mondrian") == term.base
+
+
+def test_what_is_erased_from_stays_in_its_context(settings):
+    for term in erasing(drawn(settings, concepts=["hat <- cowboy"])):
+        assert "cowboy" in term.student and term.anchor == term.student
+        assert (term.concept, term.base, term.push) == ("hat", "", 2.5)
+
+
+@pytest.mark.parametrize(("line", "roles"), [("Van Gogh (style)", 1), ("Van Gogh", 2)])
+def test_a_kind_decides_the_templates(settings, line, roles):
+    assert len(ROLES[parse(line).kind]) == roles
+    texts = {t.text.partition("{c}")[0] for r in ROLES[parse(line).kind] for t in r.plain + r.mixed}
+    for term in erasing(drawn(settings, concepts=[line])):
+        before = term.student.partition("Van Gogh")[0]
+        assert any(before.startswith(text.partition("{w}")[0]) for text in texts)
+
+
+def test_concepts_come_in_turn_and_each_in_all_its_roles(settings):
+    source = drawn(settings, concepts=["Monet", "teapot"])
+    names = ["Monet" if "Monet" in term.student else "teapot" for term in erasing(source)]
+    assert names == ["Monet", "teapot"] * 8
+
+
+def test_other_words_are_preserved_and_never_the_concepts_own(settings):
+    found = preserving(drawn(settings, concepts=["house", "Van Gogh"]))
+    assert found and all(term == Term(term.student, term.student, weight=3.0) for term in found)
+    words = {word for term in found for word in term.student.replace(",", "").split()}
+    assert "house" not in words and not any("Van Gogh" in term.student for term in found)
+    assert len({term.student for term in found}) > 40
+
+
+def test_what_a_person_preserves_comes_among_them(settings):
+    found = [term.student for term in preserving(drawn(settings, preserve=["a blue door"]))]
+    assert len(found) / 4 < found.count("a blue door") < len(found)
+
+
+def test_a_seed_decides_them_and_more_rounds_only_add(settings):
+    one, more, other = drawn(settings), drawn(settings, rounds=12), drawn(settings, seed=1)
+    assert [one.of_round(i) for i in range(8)] == [more.of_round(i) for i in range(8)]
+    assert more.terms[: len(one.terms)] == one.terms
+    assert one.of_round(0) != other.of_round(0)
+
+
+# -- in a bank -------------------------------------------------------------------------------
+
+
+def test_a_round_preserves_as_much_as_it_erases_in_many_prompts(toy, settings):
+    """2 trajectories of 3 steps; contexts without the concept and the empty prompt come free."""
+    bank = bank_of(toy({}), settings({**AUTO, "training.steps": 5}))
+    samples = bank.sample_round(0, generator(3))
+    assert samples.erasing == 6 and len(samples) == 12
+    held = {bank.prompts[c] for c in samples.condition[samples.erasing :].tolist()}
+    assert len(held) >= 4 and not any("Van Gogh" in prompt for prompt in held)
+    assert set(samples.weight[samples.erasing :].tolist()) == {3.0}
+
+
+def generator(seed):
+    import torch
+
+    return torch.Generator().manual_seed(seed)
+
+
+def test_targets_of_a_round_are_the_teachers_at_its_states(denoiser, settings):
+    """Each sample's, from predictions made one by one for the prompts of its term."""
+    import torch
+
+    config = settings({**AUTO, "training.steps": 3})
+    source, bank = term_source(config), bank_of(denoiser, config)
+    samples = bank.sample_round(0, generator(3))
+    terms = {term.student: term for term in source.of_round(0).followed if term.concept}
+
+    def predicted(prompt, place):
+        with torch.no_grad():
+            row = denoiser.encode([prompt], 64, 64)
+            x, sigma = samples.x[place : place + 1], samples.sigma[place : place + 1]
+            return denoiser.predict(x, sigma, row)[0]
+
+    for place in range(len(samples)):
+        prompt = bank.prompts[samples.condition[place]]
+        term = terms[prompt] if place < samples.erasing else Term(prompt, prompt)
+        expected = term.target({p: predicted(p, place) for p in term.prompts()})
+        error = (samples.target[place] - expected).norm() / expected.norm()
+        assert error < 1e-4, prompt
