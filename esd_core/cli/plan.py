@@ -17,8 +17,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> int:
     """Prints the plan; ESDError, with settings that fit, when it does not."""
     denoiser, config = erase.load_model(arguments, erase.asked_settings(arguments))
-    from ..training.plan import check, plan
+    from ..training.plan import Planner
 
-    print(plan(denoiser, config))
-    check(denoiser, config)
+    planner = Planner(denoiser, config)
+    made = planner.plan(config)
+    print(made)
+    planner.check(config, made)
     return 0
