@@ -14,7 +14,9 @@ def bank_of(denoiser, config, sampling_batch=None):
 
 
 def probes_of(denoiser, config):
-    return Probes(denoiser, terms(config), config)
+    """Of the bare lines alone."""
+    asked = {str(term): [term] for term in terms(config) if term.concept is not None}
+    return Probes(denoiser, asked, config)
 
 
 def trainer_of(denoiser, config, state_file=None, plan=None):

@@ -210,8 +210,9 @@ def _summary(out: Path, result: Result) -> str:
         f"{report['teacher_evaluations']} evaluations for samples, {report['seconds']:.1f} s"
     ]
     if probes:
-        lines.append("left of the concept, by its probe (0 % and below: gone)")
-        lines += [f"  {share:8.1%}  {concept}" for concept, share in probes.share.items()]
+        lines.append("left of the concept, by its probe's worst prompt (0 % and below: gone)")
+        for line, share in probes.share.items():
+            lines.append(f'  {share:8.1%}  {line}, asked as "{probes.prompt[line]}"')
         lines.append("drift of other prompts")
         lines += [f"  {d:8.1%}  {prompt or '(empty prompt)'}" for prompt, d in probes.drift.items()]
     return "\n".join([*lines, f"written to {out}"])

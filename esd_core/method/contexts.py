@@ -23,17 +23,35 @@ from .words import OBJECTS, STYLES
 
 @dataclass(frozen=True)
 class Template:
-    """A prompt for a concept {c}, perhaps with another word {w}, and the same without it."""
+    """A prompt for a concept {c}, and the same without it.
+
+    {c:s} is the concept's plural, {w} another word, {a} an adjective.
+    """
 
     text: str
     without: str = ""
 
-    def prompt(self, concept: str, word: str) -> str:
-        return _with_articles(self.text.replace("{w}", word).replace("{c}", concept))
+    def with_words(self, word: str, adjective: str = "") -> Template:
+        """All but the concept in its place."""
+        text = self.text.replace("{a}", adjective).replace("{w}", word)
+        return Template(text, self.without.replace("{w}", word))
 
-    def anchor(self, word: str) -> str:
+    def prompt(self, concept: str) -> str:
+        text = self.text.replace("{c:s}", plural(concept)).replace("{c}", concept)
+        return _with_articles(text)
+
+    def anchor(self) -> str:
         """The same without the concept."""
-        return _with_articles(self.without.replace("{w}", word))
+        return _with_articles(self.without)
+
+
+def plural(noun: str) -> str:
+    """Of an English noun by the rule; irregular ones are taken as if they were not."""
+    if re.search(r"(s|x|z|ch|sh)$", noun, re.IGNORECASE):
+        return f"{noun}es"
+    if re.search(r"[^aeiou]y$", noun, re.IGNORECASE):
+        return f"{noun[:-1]}ies"
+    return f"{noun}s"
 
 
 def _with_articles(text: str) -> str:
@@ -47,11 +65,13 @@ class Role:
 
     Attributes:
         plain: templates of the concept alone. mixed: with a word of `words` beside it.
+        held_out: of both sorts, for probes.
         others: what may stand in the concept's place.
     """
 
     plain: tuple[Template, ...]
     mixed: tuple[Template, ...]
+    held_out: tuple[Template, ...]
     words: tuple[str, ...]
     others: tuple[str, ...]
 
@@ -71,6 +91,11 @@ STYLE = Role(
         Template("{c} {w}", "{w}"),
         Template("a picture of a {w} in {c} style", "a picture of a {w}"),
     ),
+    held_out=(
+        Template("{c} artwork", "artwork"),
+        Template("an image of a {w} by {c}", "an image of a {w}"),
+        Template("a {w} like {c} would paint it", "a {w}"),
+    ),
     words=OBJECTS,
     others=STYLES,
 )
@@ -81,6 +106,9 @@ OBJECT = Role(
         Template("the {c}", "a photo"),
         Template("a photo of a {c}", "a photo"),
         Template("a picture of a {c}", "a picture"),
+        Template("{c:s}", "a photo"),
+        Template("a {a} {c}", "a photo"),
+        Template("{a} {c:s}", "a photo"),
     ),
     mixed=(
         Template("a {c} in the style of {w}", "art in the style of {w}"),
@@ -88,6 +116,11 @@ OBJECT = Role(
         Template("{c}, {w} style", "{w} style"),
         Template("{w} {c}", "{w}"),
         Template("a picture of a {c} in {w} style", "a picture in {w} style"),
+    ),
+    held_out=(
+        Template("a snapshot of a {c}", "a snapshot"),
+        Template("a {w} image of a {c}", "a {w} image"),
+        Template("{c} drawn by {w}", "drawn by {w}"),
     ),
     words=STYLES,
     others=OBJECTS,
@@ -105,12 +138,20 @@ PERSON = Role(
         Template("{c}, {w} style", "a person, {w} style"),
         Template("a {w} portrait of {c}", "a {w} portrait of a person"),
     ),
+    held_out=(
+        Template("a snapshot of {c}", "a snapshot of a person"),
+        Template("{c} drawn by {w}", "a person drawn by {w}"),
+    ),
     words=STYLES,
     others=OBJECTS,
 )
 ROLES = {"style": (STYLE,), "object": (OBJECT,), "person": (PERSON,), "": (STYLE, OBJECT)}
 """By the kind of a concept; one whose kind is not said is erased as a style and as an object."""
 
+ADJECTIVES = (
+    *("beautiful", "black", "blue", "bright", "dark", "green", "heavy", "huge", "little", "lovely"),
+    *("modern", "new", "old", "round", "simple", "small", "strange", "white", "wooden", "yellow"),
+)
 MIXED = 0.6
 """Share of contexts that have another word beside the concept."""
 _TRIES = 100
@@ -118,10 +159,20 @@ FOLLOWED = 0.25
 """Preserving trajectories for every one that erases."""
 
 
+def erasing_in(template: Template, concept: Concept, eta: float) -> Term:
+    """A line in a context: the context without the concept is its own anchor and base."""
+    if concept.erase_from:
+        wider = template.prompt(concept.erase_from)
+        return Term(wider, wider, concept.name, push=eta + 1)
+    name = template.prompt(concept.name)
+    anchor = template.prompt(concept.anchor) if concept.anchor else template.anchor()
+    return Term(name, anchor, name, anchor, eta)
+
+
 def own_role(templates: Sequence[str]) -> Role:
     """Of a person's own templates, with {} for the concept."""
     plain = tuple(Template(text.replace("{}", "{c}"), _without(text)) for text in templates)
-    return Role(plain, (), ("",), OBJECTS + STYLES)
+    return Role(plain, (), (), ("",), OBJECTS + STYLES)
 
 
 def _without(text: str) -> str:
@@ -136,19 +187,32 @@ def _without(text: str) -> str:
 _LEADING = ("a", "an", "the", "by", "of", "in", "style", "with", "and", "like", "as")
 
 
+class Draw(random.Random):
+    """Of words that do not hold what is being erased: who erases boats erases sailboats."""
+
+    def __init__(self, config: ErasureConfig, seed: int = 0) -> None:
+        super().__init__(seed)
+        self._erased = {concept.name.casefold() for concept in config.concepts}
+
+    def word(self, words: Sequence[str]) -> str:
+        for _ in range(_TRIES):  # a name of one letter is in most words
+            word = self.choice(words)
+            if not any(name in word.casefold() for name in self._erased):
+                break
+        return word
+
+
 class ContextTerms:
     """The terms of every round of a run, drawn from its seed."""
 
     preserves_anchors = True
 
     def __init__(self, config: ErasureConfig, rounds: int) -> None:
-        self._config = config
-        self._random = random.Random(config.seed)
-        self._erased = {concept.name.casefold() for concept in config.concepts}
+        self._config, self._draw = config, Draw(config, config.seed)
         own = [text for text in config.contexts if text != AUTO]
         self._own = own_role(own) if own else None
         self._has_auto = AUTO in config.contexts
-        self._rounds = [self._draw(index) for index in range(rounds)]
+        self._rounds = [self._round(index) for index in range(rounds)]
         drawn = [term for r in self._rounds for term in (*r.followed, *r.beside)]
         # Those of the bare lines first, so that more rounds only add to the end.
         self.terms = tuple(dict.fromkeys([*terms(config), *drawn]))
@@ -156,14 +220,15 @@ class ContextTerms:
     def of_round(self, index: int) -> RoundTerms:
         return self._rounds[index]
 
-    def _draw(self, index: int) -> RoundTerms:
+    def _round(self, index: int) -> RoundTerms:
         trajectory, concepts = self._config.trajectory, self._config.concepts
         turns = range(index * trajectory.count, (index + 1) * trajectory.count)
         erasing = []
         for turn in turns:
             concept = concepts[turn % len(concepts)]
             roles = self._roles(concept)
-            erasing.append(self._erasing(concept, roles[turn // len(concepts) % len(roles)]))
+            template = self._template(roles[turn // len(concepts) % len(roles)])
+            erasing.append(erasing_in(template, concept, self._config.negative_guidance))
         followed = self._preserving(round(FOLLOWED * trajectory.count))
         beside = self._preserving(trajectory.count * trajectory.steps)
         return RoundTerms((*erasing, *followed), beside)
@@ -172,30 +237,12 @@ class ContextTerms:
         auto = ROLES[concept.kind] if self._has_auto else ()
         return (*auto, self._own) if self._own else auto
 
-    def _template(self, role: Role) -> tuple[Template, str]:
-        """One of the role's, and a word to stand beside the concept."""
-        is_mixed = bool(role.mixed) and self._random.random() < MIXED
-        template = self._random.choice(role.mixed if is_mixed else role.plain)
-        return template, self._word(role.words)
-
-    def _word(self, words: Sequence[str]) -> str:
-        """One that does not hold what is being erased: who erases boats erases sailboats."""
-        for _ in range(_TRIES):  # a name of one letter is in most words
-            word = self._random.choice(words)
-            if not any(name in word.casefold() for name in self._erased):
-                break
-        return word
-
-    def _erasing(self, concept: Concept, role: Role) -> Term:
-        """The design's table, line by line; the context without the concept is its own base."""
-        template, word = self._template(role)
-        eta, name = self._config.negative_guidance, template.prompt(concept.name, word)
-        if concept.erase_from:
-            wider = template.prompt(concept.erase_from, word)
-            return Term(wider, wider, concept.name, push=eta + 1)
-        has_anchor = bool(concept.anchor)
-        anchor = template.prompt(concept.anchor, word) if has_anchor else template.anchor(word)
-        return Term(name, anchor, name, anchor, eta)
+    def _template(self, role: Role) -> Template:
+        """One of the role's, with words beside the concept."""
+        draw = self._draw
+        is_mixed = bool(role.mixed) and draw.random() < MIXED
+        template = draw.choice(role.mixed if is_mixed else role.plain)
+        return template.with_words(draw.word(role.words), draw.choice(ADJECTIVES))
 
     def _preserving(self, count: int) -> tuple[Term, ...]:
         """Of the roles in turn, and now and then what a person asks to preserve."""
@@ -205,12 +252,25 @@ class ContextTerms:
         roles = list(dict.fromkeys(r for c in self._config.concepts for r in self._roles(c)))
         prompts = []
         for place in range(count):
-            template, word = self._template(roles[place % len(roles)])
-            other = self._word(roles[place % len(roles)].others)
-            prompts.append(template.prompt(other, word))
+            role = roles[place % len(roles)]
+            prompts.append(self._template(role).prompt(self._draw.word(role.others)))
             if named and place % 2:
                 prompts[-1] = named[place // 2 % len(named)]
         return tuple(Term(prompt, prompt, weight=weight) for prompt in prompts)
+
+
+def probed(config: ErasureConfig) -> dict[str, tuple[Term, ...]]:
+    """By line, what tells how much of its concept is left: its bare prompt, and the concept in
+    contexts that no run sees, the same ones in every run."""
+    found, eta, draw = {}, config.negative_guidance, Draw(config)
+    for concept, bare in zip(config.concepts, terms(config), strict=False):
+        held_out = [
+            erasing_in(template.with_words(draw.word(role.words)), concept, eta)
+            for role in ROLES[concept.kind]
+            for template in role.held_out
+        ]
+        found[str(concept)] = (bare, *held_out)
+    return found
 
 
 def term_source(config: ErasureConfig) -> TermSource:

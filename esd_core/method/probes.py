@@ -7,7 +7,9 @@ never sees.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import chain
+from typing import Any
 
 import torch
 from einops import repeat
@@ -23,6 +25,7 @@ CONTROL_PROMPTS = ("a photo of a dog", "a portrait of a woman", "a city street a
 """Prompts that an erasure should leave alone, watched but not trained on."""
 
 _PROBE_SEED = 0x5EED
+_TELLING = 0.1
 
 
 @dataclass(frozen=True)
@@ -31,17 +34,19 @@ class ProbeReport:
 
     Attributes:
         share: 1 before training; 0 where all of the concept is taken away; -eta where the student
-            has reached the target of `c` or `c <- f`.
-        distance: |student - empty| / |concept - empty|, which is eta at the target.
+            has reached the target of `c` or `c <- f`. Of several prompts, the worst.
+        prompt: which one that is.
+        distance: |student - base| / |concept - base| there, which is eta at the target.
         drift: |student - teacher| / |teacher| for preserved and control prompts.
     """
 
     share: dict[str, float]
+    prompt: dict[str, str]
     distance: dict[str, float]
     drift: dict[str, float]
 
-    def as_dict(self) -> dict[str, dict[str, float]]:
-        return {"share": self.share, "distance": self.distance, "drift": self.drift}
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class _States:
 class Probes:
     """Records the teacher once; `measure` then compares the student with it.
 
-    With the prompt s that a term's student is given, its concept c, d = d*(c) - d*(empty) and <,>
+    With the prompt s that a term's student is given, its concept c, d = d*(c) - d*(base) and <,>
     summed over all states:  share = 1 - <d*(s) - d_student(s), d> / <d, d>.
     The plain ratio of norms cannot tell a concept that is there from one that is pushed to the
     other side, where the target lies; the sign of the projection can. What is taken away counts
@@ -67,24 +72,25 @@ class Probes:
     def __init__(
         self,
         denoiser: Denoiser,
-        terms: Sequence[Term],
+        probed: Mapping[str, Sequence[Term]],
         config: ErasureConfig,
         sampling_batch: int | None = None,
     ) -> None:
         """
         Args:
+            probed: by line, the terms whose worst is its share.
             config: trajectories have no more steps than its own, so that probing stays cheap.
             sampling_batch: how many evaluations go through the network together.
         """
         self._denoiser, self._config, self._sampling_batch = denoiser, config, sampling_batch
-        self._erasing = [term for term in terms if term.concept is not None]
-        self.preserved = tuple(term.student for term in terms if term.concept is None)
-        watched = [Term(prompt, prompt) for prompt in (*self.preserved, *CONTROL_PROMPTS)]
+        watched = [(prompt, "") for prompt in (*config.preserved, *CONTROL_PROMPTS)]
         self._states: dict[tuple[str, ...], _States] = {}
-        asked = dict.fromkeys(map(_asked, [*self._erasing, *watched]))
-        for width in (2, 3):  # what needs as many predictions is followed side by side
+        rollouts = [term.rollout() for term in chain(*probed.values())]
+        asked = dict.fromkeys([*rollouts, *watched])
+        for width in sorted({len(prompts) for prompts in asked}):  # those are followed side by side
             self._record([prompts for prompts in asked if len(prompts) == width])
-        self._watched = {term.student: self._states[_asked(term)] for term in watched}
+        self._watched = {prompts[0]: self._states[prompts] for prompts in watched}
+        self._probed = {line: self._telling(terms) for line, terms in probed.items()}
 
     def _record(self, asked: Sequence[tuple[str, ...]]) -> None:
         """States of trajectories that all start from the same noise.
@@ -128,20 +134,32 @@ class Probes:
     @torch.no_grad()
     def measure(self, student: Mapping[str, Tensor]) -> ProbeReport:
         """Compares the student of these tensors with the recorded teacher."""
-        share, distance, drift = {}, {}, {}
+        report = ProbeReport({}, {}, {}, {})
         with self._denoiser.swapped(student):
-            for term in self._erasing:
-                states = self._states[_asked(term)]
-                own, empty = states.predicted[term.student], states.predicted[""]
-                direction = states.predicted[str(term.concept)] - empty
-                predicted = self._predict(states)
-                taken = ((own - predicted) * direction).sum() / direction.square().sum()
-                share[str(term)] = 1 - float(taken)
-                distance[str(term)] = float((predicted - empty).norm() / direction.norm())
+            for line, terms in self._probed.items():
+                worst = max((*self._left(term), term.student) for term in terms)
+                report.share[line], report.distance[line], report.prompt[line] = worst
             for prompt, states in self._watched.items():
                 own = states.predicted[prompt]
-                drift[prompt] = float((self._predict(states) - own).norm() / own.norm())
-        return ProbeReport(share, distance, drift)
+                report.drift[prompt] = float((self._predict(states) - own).norm() / own.norm())
+        return report
+
+    def _telling(self, terms: Sequence[Term]) -> list[Term]:
+        """Those in which the concept moves the teacher: a style named as an object may not."""
+        moved = [float(self._direction(term).norm()) for term in terms]
+        return [t for t, norm in zip(terms, moved, strict=True) if norm >= _TELLING * max(moved)]
+
+    def _direction(self, term: Term) -> Tensor:
+        predicted = self._states[term.rollout()].predicted
+        return predicted[str(term.concept)] - predicted[term.base]
+
+    def _left(self, term: Term) -> tuple[float, float]:
+        """Share and distance."""
+        states, direction = self._states[term.rollout()], self._direction(term)
+        predicted = self._predict(states)
+        taken = (states.predicted[term.student] - predicted) * direction
+        share = 1 - float(taken.sum() / direction.square().sum())
+        return share, float((predicted - states.predicted[term.base]).norm() / direction.norm())
 
     def _predict(self, states: _States) -> Tensor:
         """The student's direction at all states, in batches no larger than the training's."""
@@ -155,8 +173,3 @@ class Probes:
             ]
         )
 
-
-def _asked(term: Term) -> tuple[str, ...]:
-    """The prompt to follow, the empty one, and the concept, where it is another."""
-    concept = term.student if term.concept is None else term.concept
-    return (term.student, "") if concept == term.student else (term.student, "", concept)

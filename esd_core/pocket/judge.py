@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from safetensors.torch import load_file
@@ -31,6 +32,11 @@ ORACLE = WEIGHTS / "oracle.safetensors"
 KINDS = {**dict.fromkeys((*STYLES, PLAIN), "style"), **dict.fromkeys(OBJECTS, "object")}
 """Every name that is judged, with its kind."""
 
+MEANS = {
+    "UA": "of pictures without what was erased",
+    "IRA": "of others of its kind kept",
+    "CRA": "of the other kind kept",
+}
 Pair = tuple[str, str]
 """An object and a look."""
 PromptOf = Callable[[str, str, int], str]
@@ -63,13 +69,37 @@ class Judgement:
     erased: frozenset[str]
 
     def as_dict(self) -> dict[str, Any]:
-        """For each concept, the share of the pictures asked to show it that do.
+        """For each concept, the share of the pictures asked to show it that do, and their means.
 
-        {"concepts": {NAME: {"kind", "erased", "pictures", "before", "after"}}, "worst_drop": share}
+        UA, IRA and CRA are those of UnlearnCanvas (Zhang et al. 2024, arXiv 2402.11846): the share
+        of pictures in which what was erased is gone, and how much is left of others of its kind and
+        of the other kind, in prompts that do not name it. None where there are none.
+
+        {"concepts": {NAME: {"kind", "erased", "pictures", "before", "after"}}, "worst_drop": share,
+        "UA": share, "IRA": share, "CRA": share}
         """
         concepts = {name: self._concept(name) for name in KINDS}
         drops = [c["before"] - c["after"] for c in concepts.values() if not c["erased"]]
-        return {"concepts": concepts, "worst_drop": max([0.0, *drops])}
+        kinds = {KINDS[name] for name in self.erased}
+        kept = self.kept() if self.erased else {}
+        return {
+            "concepts": concepts,
+            "worst_drop": max([0.0, *drops]),
+            "UA": _mean(1 - c["after"] for c in concepts.values() if c["erased"]),
+            "IRA": _mean(share for name, share in kept.items() if KINDS[name] in kinds),
+            "CRA": _mean(share for name, share in kept.items() if KINDS[name] not in kinds),
+        }
+
+    def kept(self) -> dict[str, float]:
+        """What is left of every other name, as a share of what it was, in prompts that name
+        nothing that was erased."""
+        before, after = (
+            [reading for reading in readings if not self.erased & {*reading.asked}]
+            for readings in (self.before, self.after)
+        )
+        others = [name for name in KINDS if name not in self.erased]
+        was = {name: shown(before, name).get(name, 0.0) for name in others}
+        return {name: shown(after, name).get(name, 0.0) / was[name] for name in others if was[name]}
 
     def _concept(self, name: str) -> dict[str, Any]:
         return {
@@ -79,6 +109,11 @@ class Judgement:
             "before": shown(self.before, name).get(name, 0.0),
             "after": shown(self.after, name).get(name, 0.0),
         }
+
+
+def _mean(shares: Iterable[float]) -> float | None:
+    found = list(shares)
+    return mean(found) if found else None
 
 
 def judge(
@@ -182,5 +217,10 @@ def table(result: dict[str, Any]) -> str:
             f"{name:11} {row['kind']:6} {row['before']:8.1%} {row['after']:8.1%} {change:+8.1f}"
             + ("  erased" if row["erased"] else "")
         )
-    worst = 100 * result["worst_drop"]
-    return "\n".join([*lines, f"worst drop of what was not erased: {worst:.1f} points"])
+    lines.append(f"worst drop of what was not erased: {100 * result['worst_drop']:.1f} points")
+    means = ", ".join(
+        f"{key} {result[key]:.1%} {meaning}"
+        for key, meaning in MEANS.items()
+        if result[key] is not None
+    )
+    return "\n".join([*lines, means] if means else lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ from ..config.settings import ErasureConfig
 from ..files.apply import fingerprint
 from ..files.erasure import Erasure
 from ..method.bank import Bank
-from ..method.contexts import term_source
+from ..method.contexts import probed, term_source
 from ..method.objective import v_weight
 from ..method.probes import CONTROL_PROMPTS, Probes
 from ..method.rounds import Rounds
-from ..method.terms import prompts_of, terms
+from ..method.terms import prompts_of
 from ..models.denoiser import Denoiser, Rehearsable
 from .checkpoint import StateFile, damaged
 from .events import Control, Events, Outcome
@@ -63,7 +64,7 @@ def prepare(
     resume: bool = False,
 ) -> Trainer:
     """The trainer that `erase` runs, for a host that has to reach it on the way."""
-    asked, training = terms(config), config.training
+    training = config.training
     size = config.width, config.height
     weigh = None
     if training.loss_weight == "v":
@@ -79,7 +80,7 @@ def prepare(
         config,
         Rounds(bank, training.batch_size, config.seed),
         make_student(denoiser, config),
-        Probes(denoiser, asked, config, plan.sampling_batch),
+        Probes(denoiser, probed(config), config, plan.sampling_batch),
         plan,
         own_state,
     )
@@ -93,7 +94,8 @@ def prepare(
 
 def encoded_prompts(config: ErasureConfig) -> tuple[str, ...]:
     """All that a run encodes, for a host that does so beforehand."""
-    return (*prompts_of(term_source(config).terms), *CONTROL_PROMPTS)
+    learnt, asked = term_source(config).terms, chain(*probed(config).values())
+    return (*prompts_of([*learnt, *asked]), *CONTROL_PROMPTS)
 
 
 def finish(trainer: Trainer, outcome: Outcome) -> Result:

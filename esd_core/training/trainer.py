@@ -42,7 +42,7 @@ class Trainer:
         self.state_file = state_file
         masters = list(student.masters.values())
         self.update = Update(masters, config.training, denoiser.compute_dtype, plan.keeps_bf16)
-        self.early_stop = EarlyStop(config.training, probes.preserved)
+        self.early_stop = EarlyStop(config.training, config.preserved)
         self.step = 0
         self.losses: list[float] = []
 

@@ -319,7 +319,7 @@ def test_an_evaluation_prints_the_table_and_writes_it(
     table = tmp_path / "table.json"
     assert esd("evaluate", *POCKET, "--erased", file, *quick, "--json", table) == 0
     report = json.loads(table.read_text(encoding="utf-8"))
-    assert report.keys() == {"concepts", "worst_drop"}
+    assert report.keys() == {"concepts", "worst_drop", "UA", "IRA", "CRA"}
     assert [name for name, row in report["concepts"].items() if row["erased"]] == ["Van Gogh"]
     assert {row["pictures"] for row in report["concepts"].values()} == {6}
     printed = capsys.readouterr().out

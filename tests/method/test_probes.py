@@ -4,7 +4,8 @@ import pytest
 import torch
 from trainers import bank_of, probes_of
 
-from esd_core.method.probes import CONTROL_PROMPTS
+from esd_core.method.probes import CONTROL_PROMPTS, Probes
+from esd_core.method.terms import Term
 from esd_core.training.student import FullStudent
 
 # The concept is the second channel of "cowboy hat"; "cowboy" has the first one.
@@ -65,6 +66,35 @@ def test_share_where_the_wider_prompt_has_nothing_of_the_concept(model, settings
     assert report.share[line] == pytest.approx(1.0, abs=1e-5)
 
 
+def test_of_several_prompts_the_worst_is_told(toy, settings):
+    """The student has unlearnt the first channel: the hat's is left, in whatever holds it."""
+    model = toy({**VECTORS, "a cowboy": (2, 0, 0, 0), "": (0, 0, 0, 0)})
+    asked = [Term(p, "", p) for p in ("a cowboy", "cowboy", "hat")]
+    probes = Probes(model, {"cowboy": asked}, settings({"concepts": ["cowboy"]}))
+    report = measured(probes, 0, 1, 1, 1)
+    assert report.share["cowboy"] == pytest.approx(1.0, abs=1e-5)
+    assert report.prompt == {"cowboy": "hat"}
+    report = measured(probes, 0, 0.5, 1, 1)
+    assert report.share["cowboy"] == pytest.approx(0.5, abs=1e-5)
+
+
+def test_a_context_is_compared_with_the_same_without_the_concept(model, settings):
+    """A hat on a cowboy, d = (0, 2): the cowboy does not count, and stays."""
+    term = Term("cowboy", "sky", "cowboy", "sky", 1.0)
+    probes = Probes(model, {"hat": [term]}, settings({"concepts": ["hat"]}))
+    # student (3, 1, 0, 0), teacher (3, 2, 0, 0), the sky (0, 0, 0, 1): d = (3, 2, 0, -1)
+    report = measured(probes, 1, 0.5, 1, 1)
+    assert report.share["hat"] == pytest.approx(1 - 2 / 14, abs=1e-5)
+    assert report.distance["hat"] == pytest.approx((11 / 14) ** 0.5, rel=1e-5)
+
+
+def test_a_context_in_which_the_concept_says_nothing_does_not_count(model, settings):
+    asked = [Term("hat", "", "hat"), Term("sky", "sky", "sky", "sky")]
+    probes = Probes(model, {"hat": asked}, settings({"concepts": ["hat"]}))
+    report = measured(probes, 1, 0, 1, 1)
+    assert report.prompt == {"hat": "hat"} and abs(report.share["hat"]) < 1e-5
+
+
 def test_drift_by_hand(toy, settings):
     """Without the common part eps(sky) is its vector: the drift is the change of its channel."""
     model = toy(VECTORS, shared=0.0)
@@ -88,8 +118,9 @@ def test_all_of_it_is_reported(model, settings):
     lines = ["hat -> sky", "cowboy"]
     probes = probes_of(model, settings({"concepts": lines, "preserve": ["sky"]}))
     report = measured(probes, 1, 1, 1, 1).as_dict()
-    assert set(report) == {"share", "distance", "drift"}
+    assert set(report) == {"share", "prompt", "distance", "drift"}
     assert set(report["share"]) == set(report["distance"]) == set(lines)
+    assert report["prompt"] == {"hat -> sky": "hat", "cowboy": "cowboy"}
     assert set(report["drift"]) == {"", "sky", *CONTROL_PROMPTS}
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,8 @@ def replaced() -> tuple[Reading, ...]:
 
 def test_drawings_of_what_was_asked_are_read_as_such(faithful: tuple[Reading, ...]) -> None:
     result = Judgement(faithful, faithful, frozenset()).as_dict()
-    assert list(result) == ["concepts", "worst_drop"]
+    assert list(result) == ["concepts", "worst_drop", "UA", "IRA", "CRA"]
+    assert result["UA"] is result["IRA"] is result["CRA"] is None, "nothing was erased"
     assert list(result["concepts"]) == [*world.STYLES, world.PLAIN, *world.OBJECTS]
     for name, row in result["concepts"].items():
         assert list(row) == ["kind", "erased", "pictures", "before", "after"]
@@ -78,8 +80,24 @@ def test_what_vanished_is_counted(
     assert concepts["car"]["after"] >= 0.94, "only pictures whose prompts name it count"
     assert concepts["Mondrian"]["after"] >= 0.94
     assert result["worst_drop"] == concepts["boat"]["before"] - concepts["boat"]["after"]
+    assert result["UA"] == 1 - concepts["Van Gogh"]["after"]
     both = Judgement(faithful, replaced, frozenset({"Van Gogh", "boat"})).as_dict()
     assert both["worst_drop"] <= 0.06
+
+
+def test_what_is_kept_is_a_share_of_what_was_in_prompts_without_the_erased(
+    faithful: tuple[Reading, ...], replaced: tuple[Reading, ...]
+) -> None:
+    """Every boat became a car, and only Van Gogh's boats are not asked for."""
+    judged = Judgement(faithful, replaced, frozenset({"Van Gogh"}))
+    kept, result = judged.kept(), judged.as_dict()
+    assert "Van Gogh" not in kept and kept["boat"] <= 0.06 and kept["car"] >= 0.94
+    assert result["IRA"] >= 0.94 and result["CRA"] == pytest.approx(5 / 6, abs=0.03)
+    doubtful = tuple(
+        replace(reading, seen=("", reading.seen[1])) if place % 2 else reading
+        for place, reading in enumerate(faithful)
+    )
+    assert Judgement(doubtful, doubtful, frozenset({"boat"})).as_dict()["IRA"] == 1
 
 
 def test_a_gain_is_not_a_drop(faithful: tuple[Reading, ...], replaced: tuple[Reading, ...]) -> None:
@@ -126,11 +144,12 @@ def test_erased_names_are_those_that_the_concepts_say(concepts: list[str], names
 
 def test_the_table_lines_up(faithful: tuple[Reading, ...], replaced: tuple[Reading, ...]) -> None:
     result = Judgement(faithful, replaced, frozenset({"Van Gogh"})).as_dict()
-    head, *body, last = table(result).splitlines()
+    head, *body, last, means = table(result).splitlines()
     assert [line.split("  ")[0] for line in body] == list(KINDS)
     assert [line.endswith("erased") for line in body] == [name == "Van Gogh" for name in KINDS]
     assert {len(line.removesuffix("  erased")) for line in body} == {len(head)}
     assert f"{100 * result['worst_drop']:.1f} points" in last
+    assert means.startswith("UA ") and "CRA " in means
 
 
 def test_an_oracle_that_is_missing_is_named(tmp_path: Path) -> None:
