@@ -40,9 +40,7 @@ class ESDTrainOptions(io.ComfyNode):
             node_id="ESDTrainOptions",
             display_name="ESD Train Options",
             category="ESD",
-            description=(
-                "Further settings of ESD Train. The defaults are those of the official SDXL run."
-            ),
+            description="Further settings of ESD Train. The defaults are those for SDXL.",
             inputs=[
                 *map(widget, WIDGETS),
                 io.Boolean.Input(

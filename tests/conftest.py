@@ -21,11 +21,19 @@ MERGES = Path(esd_core.pocket.__file__).parent / "weights" / "merges.txt"
 
 SMALL = {
     "concepts": ["Van Gogh"],
+    "contexts": [],
     "width": 64,
     "height": 64,
     "negative_guidance": 1.0,
+    "preserve_weight": 1.0,
     "trajectory": {"steps": 3, "count": 2, "guidance": 3.0},
-    "training": {"steps": 5, "batch_size": 4, "learning_rate": 1e-3, "save_dtype": "fp32"},
+    "training": {
+        "steps": 5,
+        "batch_size": 4,
+        "learning_rate": 1e-3,
+        "save_dtype": "fp32",
+        "loss_weight": "output",
+    },
 }
 
 

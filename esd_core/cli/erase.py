@@ -34,9 +34,9 @@ _GROUPS = {"": "what to erase, and how", "trajectory": "trajectories", "training
 def add_arguments(parser: ArgumentParser) -> None:
     """Every setting is a flag; further ones say where everything comes from and goes to."""
     parser.epilog = (
-        "Defaults are those of the official SDXL run. A model has a preset of its own, which lies "
-        "over them: pocket has pocket; SD 1.x and 2.x have official-sd. --config lies over that, "
-        "and flags win over all."
+        "Defaults are those for SDXL. A model has a preset of its own, which lies over them: "
+        "pocket has pocket, SD 1.x and 2.x have sd. --config lies over that, and flags win over "
+        "all."
     )
     models.add_arguments(parser)
     add_config(parser)

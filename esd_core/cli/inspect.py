@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from ..files.open import Source
 
-_JSON_VALUES = {Key.CONCEPTS, Key.ANCHORS, Key.PROBES, Key.WORDS, Key.UNET_CONFIG}
+_JSON_VALUES = {Key.CONCEPTS, Key.ANCHORS, Key.CONTEXTS, Key.PRESERVED}
+_JSON_VALUES |= {Key.PROBES, Key.WORDS, Key.UNET_CONFIG}
 _LONG = {Key.CONFIG, Key.FINGERPRINT, Key.LORA_KEPT_BY_LAYER, "esd.losses"}
 _LONG |= {Key.UNET_CONFIG, Key.COVERS}
 """Not shown, unless by --config and --json."""

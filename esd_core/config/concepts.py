@@ -19,7 +19,7 @@ from ..errors import ConfigError
 REPLACE = "->"
 ERASE_FROM = "<-"
 COMMENT = "#"
-KINDS = ("style", "object", "person")
+KINDS = ("style", "object", "person", "act")
 FORMS = {REPLACE: "CONCEPT -> ANCHOR", ERASE_FROM: "CONCEPT <- WIDER PROMPT"}
 
 

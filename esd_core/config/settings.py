@@ -2,8 +2,8 @@
 
 A setting is a pydantic field: its bounds and choices, and the docstring below it, which describes
 it. The command's help, the nodes' tooltips and widgets, and every error are made from that, so they
-cannot drift apart. The default values are those of the official SDXL script of 2025 in our
-convention (preset official-sdxl).
+cannot drift apart. The default values are those for SDXL (preset sdxl, which says where they come
+from).
 
 Settings travel in three forms: the frozen models, which are always valid; mappings with the tables
 `trajectory` and `training`, as TOML gives them; and flat dotted names ("training.steps"). An error
@@ -93,7 +93,7 @@ class TrajectoryConfig(Settings):
     source: Literal["teacher", "student"] = "teacher"
     """Which model samples the trajectories: the frozen teacher, or the student as it is by then (on
     policy, as in the paper)."""
-    steps: int = Field(50, ge=1, le=1000)
+    steps: int = Field(20, ge=1, le=1000)
     """Sampling steps of a trajectory; each step gives one training sample."""
     guidance: Number = Field(2.0, ge=0, le=100)
     """Classifier-free guidance while a trajectory is sampled. The published runs use 2 on SDXL and
@@ -110,7 +110,7 @@ class TrainingConfig(Settings):
 
     steps: int = Field(200, ge=1, le=_MANY)
     """Optimizer steps."""
-    batch_size: int = Field(2, ge=1, le=1024)
+    batch_size: int = Field(4, ge=1, le=1024)
     """Samples a step: half of them erase, half preserve, when any prompt is preserved (the empty
     prompt is, unless switched off)."""
     learning_rate: Number = Field(2e-4, gt=0, le=1)
@@ -123,7 +123,7 @@ class TrainingConfig(Settings):
     """Decoupled weight decay; at 0, adamw is plain Adam."""
     schedule: Literal["constant", "linear"] = "constant"
     """How the learning rate goes on: constant, or linear, which falls to 0 over the second half."""
-    loss_weight: Literal["output", "v"] = "output"
+    loss_weight: Literal["output", "v"] = "v"
     """What an error counts at each noise level: as one of the model's own output, or as one of v,
     which counts more where a picture is decided. The published runs use output."""
     warmup: int = Field(0, ge=0, le=_MANY)
@@ -193,9 +193,9 @@ class ErasureConfig(Settings):
     """Prompts whose predictions must not move."""
     preserve_empty: bool = True
     """Preserve the empty prompt too, which every guided picture rests on."""
-    preserve_weight: Number = Field(1.0, ge=0, le=1000)
+    preserve_weight: Number = Field(3.0, ge=0, le=1000)
     """Weight of the preserving samples in the loss."""
-    contexts: Templates = ()
+    contexts: Templates = (AUTO,)
     """Prompts to erase the concept in, one a line, with {} where it goes: "a {} painting of a
     house". auto stands for generic ones, and preserves many generic words beside the concept. None:
     the bare name alone, as in the published runs."""
@@ -203,7 +203,7 @@ class ErasureConfig(Settings):
     """Which weights train. esd-x: cross-attention, for what a prompt names, such as styles and
     people. esd-x-strict: its keys and values only. esd-u: all but cross-attention, for what must go
     whatever the prompt says. esd-all: both. selfattn: self-attention only."""
-    negative_guidance: Number = Field(0.0, ge=0, le=100)
+    negative_guidance: Number = Field(1.0, ge=0, le=100)
     """How far the concept is pushed beyond its anchor. This is the paper's convention: 0 predicts
     like the anchor, 1 pushes equally far past it, away from the concept. The official SDXL and SD
     scripts count one more: their 1 is 0 here, their 2 is 1."""
@@ -223,10 +223,10 @@ class ErasureConfig(Settings):
         for prompt in self.preserve:
             if prompt.casefold() in erased:
                 raise ConfigError(f'`preserve` names "{prompt}", which a concept is erased from')
-        if self.preserved and self.training.batch_size < 2:
+        if self.preserves and self.training.batch_size < 2:
             raise ConfigError(
                 "`training.batch_size` must be at least 2 while prompts are preserved, not 1: "
-                "raise it, or switch `preserve_empty` off and give no `preserve`"
+                "raise it, or set `preserve_weight` to 0"
             )
         if self.training.max_drift and not self.preserved:
             raise ConfigError("`training.max_drift` watches preserved prompts: there are none")
@@ -237,6 +237,11 @@ class ErasureConfig(Settings):
         """Every prompt to preserve, the empty one first; none when their weight is 0."""
         empty = ("",) if self.preserve_empty else ()
         return (*empty, *self.preserve) if self.preserve_weight > 0 else ()
+
+    @property
+    def preserves(self) -> bool:
+        """Whether half of each batch preserves: contexts do so by themselves."""
+        return bool(self.preserved or (self.contexts and self.preserve_weight > 0))
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> ErasureConfig:

@@ -24,6 +24,7 @@ class Key:
     CONCEPTS = "esd.concepts"
     ANCHORS = "esd.anchors"
     METHOD = "esd.method"
+    CONTEXTS, PRESERVED = "esd.contexts", "esd.preserved"
     STEPS = "esd.steps"
     CONFIG = "esd.config"
     ARCHITECTURE = "esd.base_architecture"
@@ -57,6 +58,8 @@ def describe(
         Key.CONCEPTS: json.dumps(names),
         Key.ANCHORS: json.dumps({c.name: c.target_base for c in concepts}),
         Key.METHOD: config.method,
+        Key.CONTEXTS: json.dumps(config.contexts),
+        Key.PRESERVED: json.dumps(preserved(config)),
         "esd.negative_guidance": str(config.negative_guidance),
         "esd.negative_guidance_convention": CONVENTION,
         Key.STEPS: str(steps),
@@ -73,3 +76,15 @@ def describe(
         Key.WORDS: json.dumps(names),
         Key.FINGERPRINT: fingerprint,
     }
+
+
+def preserved(config: ErasureConfig) -> list[str]:
+    """What a run keeps in place: prompts that it names, and in brackets what comes by itself."""
+    automatic = {
+        "(the empty prompt)": config.preserve_empty,
+        "(contexts without the concept)": config.preserve_empty and bool(config.contexts),
+        "(generic words in the same contexts)": bool(config.contexts),
+    }
+    if not config.preserve_weight:
+        return []
+    return [*config.preserve, *(what for what, is_kept in automatic.items() if is_kept)]

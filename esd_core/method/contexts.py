@@ -145,7 +145,33 @@ PERSON = Role(
     words=STYLES,
     others=OBJECTS,
 )
-ROLES = {"style": (STYLE,), "object": (OBJECT,), "person": (PERSON,), "": (STYLE, OBJECT)}
+ACT = Role(
+    plain=(
+        Template("{c}", "a person"),
+        Template("a person, {c}", "a person"),
+        Template("a photo of a person, {c}", "a photo of a person"),
+        Template("{c}, a woman", "a woman"),
+        Template("{c}, a man", "a man"),
+    ),
+    mixed=(
+        Template("{c} in the style of {w}", "a person in the style of {w}"),
+        Template("a {w} painting of a person, {c}", "a {w} painting of a person"),
+        Template("people, {c}, {w} style", "people, {w} style"),
+    ),
+    held_out=(
+        Template("a snapshot of {c}", "a snapshot of a person"),
+        Template("people drawn by {w}, {c}", "people drawn by {w}"),
+    ),
+    words=STYLES,
+    others=OBJECTS,
+)
+ROLES = {
+    "style": (STYLE,),
+    "object": (OBJECT,),
+    "person": (PERSON,),
+    "act": (ACT,),
+    "": (STYLE, OBJECT),
+}
 """By the kind of a concept; one whose kind is not said is erased as a style and as an object."""
 
 ADJECTIVES = (
@@ -154,6 +180,8 @@ ADJECTIVES = (
 )
 MIXED = 0.6
 """Share of contexts that have another word beside the concept."""
+MOST = 1024
+"""Preserved prompts of a run: each is encoded, and SDXL's text states take 0.6 MB a prompt."""
 _TRIES = 100
 FOLLOWED = 0.25
 """Preserving trajectories for every one that erases."""
@@ -218,7 +246,7 @@ class ContextTerms:
         self.terms = tuple(dict.fromkeys([*terms(config), *drawn]))
 
     def of_round(self, index: int) -> RoundTerms:
-        return self._rounds[index]
+        return self._rounds[index % len(self._rounds)]
 
     def _round(self, index: int) -> RoundTerms:
         trajectory, concepts = self._config.trajectory, self._config.concepts
@@ -279,8 +307,9 @@ def term_source(config: ErasureConfig) -> TermSource:
 
 
 def _rounds(config: ErasureConfig) -> int:
-    """As many as the steps of a run use up."""
+    """As many as the steps of a run use up, within MOST prompts."""
     trajectory, training = config.trajectory, config.training
     samples = trajectory.count * trajectory.steps
-    share = training.batch_size - (training.batch_size // 2 if config.preserved else 0)
-    return -(-training.steps // (samples // min(share, samples) * trajectory.reuse))
+    share = training.batch_size - (training.batch_size // 2 if config.preserves else 0)
+    used = -(-training.steps // (samples // min(share, samples) * trajectory.reuse))
+    return min(used, max(1, MOST // samples))

@@ -172,4 +172,3 @@ class Probes:
                 for rows in parts
             ]
         )
-

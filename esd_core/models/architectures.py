@@ -96,8 +96,8 @@ SDXL = Architecture(
     takes_sizes=True,
     layers=_unet_layers(_is_inner_layer),
     presets={
-        **dict.fromkeys(METHODS, "official-sdxl-esd-u"),
-        **dict.fromkeys(("esd-x", "esd-x-strict"), "official-sdxl"),
+        **dict.fromkeys(METHODS, "sdxl-esd-u"),
+        **dict.fromkeys(("esd-x", "esd-x-strict"), "sdxl"),
     },
     modelspec="stable-diffusion-xl-v1-base",
     ss_version="sdxl_base_v1-0",
@@ -113,7 +113,7 @@ SD2 = Architecture(
     context_width=1024,
     label_config={"class_embed_type": "projection"},
     layers=_unet_layers(_is_layer),
-    presets=dict.fromkeys(METHODS, "official-sd"),
+    presets=dict.fromkeys(METHODS, "sd"),
     modelspec="stable-diffusion-v2-768-v",
     ss_version="sd_v2",
     is_v2=True,
@@ -124,7 +124,7 @@ SD1 = Architecture(
     context_width=768,
     heads=8,
     layers=_unet_layers(_is_layer),
-    presets=dict.fromkeys(METHODS, "official-sd"),
+    presets=dict.fromkeys(METHODS, "sd"),
     modelspec="stable-diffusion-v1",
     ss_version="sd_v1",
 )

@@ -227,6 +227,6 @@ def _evaluations(config: ErasureConfig) -> int:
 
 def _bank(config: ErasureConfig, latent: torch.Size) -> int:
     """A round's samples: latent and target in float32, as many to preserve as to erase."""
-    sides = 2 if config.preserved else 1
+    sides = 2 if config.preserves else 1
     samples = sides * config.trajectory.count * config.trajectory.steps
     return samples * 2 * 4 * latent.numel()

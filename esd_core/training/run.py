@@ -10,6 +10,7 @@ from typing import Any
 from ..config.settings import ErasureConfig
 from ..files.apply import fingerprint
 from ..files.erasure import Erasure
+from ..files.metadata import preserved
 from ..method.bank import Bank
 from ..method.contexts import probed, term_source
 from ..method.objective import v_weight
@@ -107,8 +108,11 @@ def finish(trainer: Trainer, outcome: Outcome) -> Result:
 
 
 def _report(trainer: Trainer, outcome: Outcome) -> dict[str, Any]:
-    rounds = trainer.rounds
+    rounds, config = trainer.rounds, trainer.config
     return {
+        "method": config.method,
+        "contexts": list(config.contexts),
+        "preserved": preserved(config),
         "ending": outcome.ending,
         "student_steps": outcome.step,
         "samples": outcome.step * rounds.batch_size,

@@ -11,6 +11,8 @@ from esd_core.config.presets import preset_names as names
 from esd_core.config.settings import ErasureConfig
 from esd_core.errors import ConfigError, FileError
 
+DEFAULTS = ("sd", "sdxl", "sdxl-esd-u")
+
 
 def load(name: str) -> ErasureConfig:
     return ErasureConfig.from_mapping({"concepts": ["Seurat"], **load_preset(name)})
@@ -25,6 +27,9 @@ def test_the_presets_there_are() -> None:
         "official-sdxl-esd-u",
         "paper-sd14",
         "pocket",
+        "sd",
+        "sdxl",
+        "sdxl-esd-u",
     )
 
 
@@ -49,8 +54,28 @@ def test_only_the_van_gogh_run_names_a_concept() -> None:
     }
 
 
-def test_the_defaults_are_the_official_sdxl_run() -> None:
-    assert load("official-sdxl") == ErasureConfig(concepts=("Seurat",))
+def test_the_defaults_are_those_for_sdxl() -> None:
+    assert load("sdxl") == ErasureConfig.from_mapping({"concepts": ["Seurat"]})
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [("sdxl", "official-sdxl"), ("sdxl-esd-u", "official-sdxl-esd-u"), ("sd", "official-sd")],
+)
+def test_a_default_leaves_as_published_what_depends_on_the_scale(name: str, published: str) -> None:
+    ours, theirs = load(name), load(published)
+    assert (ours.method, ours.width, ours.height) == (theirs.method, theirs.width, theirs.height)
+    assert ours.trajectory.guidance == theirs.trajectory.guidance
+    assert ours.training.steps == theirs.training.steps
+    assert ours.training.learning_rate == theirs.training.learning_rate
+
+
+@pytest.mark.parametrize("name", [n for n in names() if n not in ("pocket", *DEFAULTS)])
+def test_a_published_run_has_the_bare_name_and_the_plain_error(name: str) -> None:
+    config = load(name)
+    assert config.contexts == () and config.preserve_weight == 1.0
+    assert (config.training.loss_weight, config.training.schedule) == ("output", "constant")
+    assert (config.training.batch_size, config.trajectory.count) == (2, 4)
 
 
 @pytest.mark.parametrize(

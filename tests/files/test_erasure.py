@@ -22,7 +22,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-PROBES = ProbeReport({"Van Gogh": -0.5}, {"Van Gogh": 0.5}, {"": 0.01})
+PROBES = ProbeReport({"Van Gogh": -0.5}, {"Van Gogh": "Van Gogh"}, {"Van Gogh": 0.5}, {"": 0.01})
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PREFIX = "diffusion_model."
 
@@ -162,6 +162,8 @@ def test_metadata(denoiser, settings, tmp_path):
     anchors = {"Van Gogh": "painting", "cowboy hat": "cowboy", "Monet": ""}
     assert json.loads(metadata["esd.anchors"]) == anchors
     assert metadata["esd.method"] == "esd-x-strict"
+    assert json.loads(metadata["esd.contexts"]) == []
+    assert json.loads(metadata["esd.preserved"]) == [*config.preserve, "(the empty prompt)"]
     assert float(metadata["esd.negative_guidance"]) == 1.5
     assert "paper" in metadata["esd.negative_guidance_convention"]
     assert metadata["esd.steps"] == "5"

@@ -8,6 +8,8 @@ from trainers import bank_of
 from esd_core.config.concepts import parse
 from esd_core.errors import ConfigError
 from esd_core.method.contexts import (
+    ACT,
+    MOST,
     OBJECT,
     PERSON,
     ROLES,
@@ -19,9 +21,11 @@ from esd_core.method.contexts import (
     probed,
     term_source,
 )
+from esd_core.method.rounds import Rounds
 from esd_core.method.terms import LineTerms, Term
 from esd_core.method.words import OBJECTS, STYLES
 
+ROLE_KINDS = [STYLE, OBJECT, PERSON, ACT]
 AUTO = {"contexts": ["auto"], "negative_guidance": 1.5, "preserve_weight": 3.0}
 
 
@@ -43,7 +47,7 @@ def preserving(source, rounds=8):
 # -- templates and words ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("role", [STYLE, OBJECT, PERSON])
+@pytest.mark.parametrize("role", ROLE_KINDS)
 def test_every_template_names_the_concept_and_its_context_does_not(role):
     for template in (*role.plain, *role.mixed, *role.held_out):
         assert len(re.findall(r"\{c(:s)?\}", template.text)) == 1 and "{c" not in template.without
@@ -52,7 +56,7 @@ def test_every_template_names_the_concept_and_its_context_does_not(role):
     assert all("{w}" in template.text for template in role.mixed)
 
 
-@pytest.mark.parametrize("role", [STYLE, OBJECT, PERSON])
+@pytest.mark.parametrize("role", ROLE_KINDS)
 def test_what_probes_ask_is_not_trained_on(role):
     trained = {template.text for template in (*role.plain, *role.mixed)}
     assert role.held_out and not trained & {template.text for template in role.held_out}
@@ -185,6 +189,27 @@ def test_a_seed_decides_them_and_more_rounds_only_add(settings):
     assert [one.of_round(i) for i in range(8)] == [more.of_round(i) for i in range(8)]
     assert more.terms[: len(one.terms)] == one.terms
     assert one.of_round(0) != other.of_round(0)
+
+
+@pytest.mark.parametrize("further", [{}, {"preserve_empty": False}, {"preserve_weight": 0.0}])
+def test_a_run_uses_up_the_rounds_that_are_drawn(toy, settings, further):
+    """2 trajectories of 3 steps; a batch of 4 erases with 2 of them, or with all where nothing is
+    preserved."""
+    config = settings({**AUTO, "training.steps": 9, **further})
+    rounds = Rounds(bank_of(toy({}), config), 4, 0)
+    asked, draw = [], rounds.bank.sample_round
+    rounds.bank.sample_round = lambda index, *rest: asked.append(index) or draw(index, *rest)
+    for _ in range(9):
+        rounds.next_batch(dict)
+    source = term_source(config)
+    assert len(source._rounds) == len(asked) == (3 if config.preserves else 9)
+
+
+def test_a_long_run_comes_back_to_its_contexts(settings):
+    """What is encoded beforehand does not grow with the steps."""
+    source = term_source(settings({**AUTO, "training.steps": 10**6}))
+    assert len(source.terms) < 4 * MOST
+    assert source.of_round(0) == source.of_round(len(source._rounds))
 
 
 # -- in a bank -------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ def student_at(value):
 
 
 def report(share=1.0, drift=0.0):
-    return ProbeReport({"c": share}, {"c": 1.0}, {"": drift, "other": 9.0})
+    return ProbeReport({"c": share}, {"c": "c"}, {"c": 1.0}, {"": drift, "other": 9.0})
 
 
 def stop(**settings):
