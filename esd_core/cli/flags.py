@@ -1,7 +1,9 @@
 """Settings as flags of a command line, made from the fields of pydantic models.
 
-tyro, cyclopts and pydantic-settings read such models too, but name nested fields --training.steps,
-leave bounds out of the help, and answer a bad value with pydantic's own report of several lines.
+Three libraries were tried for it: pydantic-settings splits a prompt at its commas; tyro frames its
+errors, over several lines; cyclopts takes 2.5 for the whole number 2. All three want the name and
+the help of every flag from a loop like the one here, since by themselves they put nested fields
+under --training.steps and leave bounds out of the help.
 """
 
 from __future__ import annotations
