@@ -15,7 +15,7 @@ from ..errors import FileError
 from . import erased, outputs
 from . import model as models
 from .console import pictures, say
-from .flags import add_flags, checked, number, read
+from .flags import add_flags, number, read
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,40 +67,32 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=number(int),
         help="A row for every prompt, with the same noise in all columns (default 0).",
     )
-    parser.add_argument(
-        "--out", metavar="FILE.png", type=Path, required=True, help="The grid to write."
-    )
+    outputs.add_out(parser, "FILE.png", "The grid to write.")
     parser.add_argument("--json", metavar="FILE", type=Path, help="Where to write the measures.")
-    outputs.add_force(parser)
     add_flags(parser, "sampling", Sampling.model_fields)
 
 
 def run(arguments: Namespace) -> int:
     asked = read(Sampling, arguments)
     rows = _rows(arguments)
-    files = [erased.parse(word) for word in arguments.erased]
     if arguments.out.suffix.lower() != ".png":
         raise FileError(f"{arguments.out} does not end in .png, the format that the grid is in")
-    inputs = [file.path for file in files]
+    inputs = [file.path for file in arguments.erased]
     outputs.check_outputs([arguments.out, arguments.json], inputs, arguments.force)
-    models.check_model(arguments.model)
-    sources = erased.open_all(files)
-    denoiser = models.load(arguments.model, device=arguments.device)
-    erasures = erased.fitted(files, sources, denoiser)
+    denoiser, erasures = erased.load(arguments)
     sampling = _sampling(asked, arguments.model, denoiser)
     with models.memory_told():
         columns = _render(denoiser, erasures, rows, sampling)
     from ..images import comparison
 
     measured = comparison.measure(columns)
-    labels = [file.label for file in files]
+    labels = [file.label for file in arguments.erased]
     footer = f"{sampling['steps']} Euler steps, guidance {sampling['guidance']:g}"
     grid = comparison.draw(rows, labels, columns, footer)
     outputs.write_png(arguments.out, grid, arguments.force)
     if arguments.json:
-        outputs.write_json(
-            arguments.json, _report(arguments, files, rows, measured, sampling), arguments.force
-        )
+        report = _report(arguments, rows, measured, sampling)
+        outputs.write_json(arguments.json, report, arguments.force)
     say(_summary(labels, measured, arguments.out))
     return 0
 
@@ -108,8 +100,8 @@ def run(arguments: Namespace) -> int:
 def _rows(arguments: Namespace) -> list[tuple[str, int]]:
     """Prompts and seeds."""
     seeds = arguments.seed or [0]
-    rows = [{"prompt": prompt, "seed": seed} for prompt in arguments.prompt for seed in seeds]
-    return [(row.prompt, row.seed) for row in (checked(Asked, row) for row in rows)]
+    words = [Namespace(prompt=prompt, seed=seed) for prompt in arguments.prompt for seed in seeds]
+    return [(row.prompt, row.seed) for row in (read(Asked, word) for word in words)]
 
 
 def _sampling(asked: Sampling, model: str, denoiser: DiffusersDenoiser) -> dict[str, Any]:
@@ -117,8 +109,7 @@ def _sampling(asked: Sampling, model: str, denoiser: DiffusersDenoiser) -> dict[
     size = models.native_size(denoiser)
     guidance = pocket.GUIDANCE if model == models.POCKET else 7.0
     defaults = {"guidance": guidance, "width": size, "height": size}
-    given = {name: value for name, value in asked.model_dump().items() if value is not None}
-    return asked.model_dump() | defaults | given
+    return defaults | asked.model_dump(exclude_none=True)
 
 
 def _render(
@@ -148,7 +139,6 @@ def _render(
 
 def _report(
     arguments: Namespace,
-    files: list[erased.Erased],
     rows: list[tuple[str, int]],
     measured: list[list[dict[str, float]]],
     sampling: dict[str, Any],
@@ -156,7 +146,7 @@ def _report(
     """Measures are in the order of `erased`."""
     return {
         "model": arguments.model,
-        "erased": [{"file": str(file.path), "strength": file.strength} for file in files],
+        "erased": [{"file": str(e.path), "strength": e.strength} for e in arguments.erased],
         "sampling": sampling,
         "rows": [
             {"prompt": prompt, "seed": seed, "measures": of_row}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
-import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..images.render import OnProgress
 
 _STDERR = 2
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # category Cc, but for \n
 _BAR = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit}{postfix}, {remaining} left"
 
 
@@ -34,11 +35,7 @@ def say(text: str) -> None:
 def printable(text: str) -> str:
     """The text with control characters but line ends escaped: files of others may hold them, and
     a terminal would obey."""
-
-    def shown(char: str) -> str:
-        return repr(char)[1:-1] if unicodedata.category(char) == "Cc" and char != "\n" else char
-
-    return "".join(map(shown, text))
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def progress_bar(total: int, unit: str) -> tqdm:

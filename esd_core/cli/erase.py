@@ -33,36 +33,29 @@ _GROUPS = {"": "what to erase, and how", "trajectory": "trajectories", "training
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Every setting is a flag; further ones say where everything comes from and goes to."""
-    parser.epilog = (
-        "Defaults are those for SDXL. A model has a preset of its own, which lies over them: "
-        "pocket has pocket, SD 1.x and 2.x have sd. --config lies over that, and flags win over "
-        "all."
-    )
     models.add_arguments(parser)
-    add_config(parser)
-    parser.add_argument(
-        "--out", metavar="FILE", type=Path, required=True, help="The erasure file to write."
-    )
+    outputs.add_out(parser, "FILE", "The erasure file to write.")
     parser.add_argument(
         "--report", metavar="FILE.json", type=Path, help="Where to write costs, probes and config."
     )
     parser.add_argument(
         "--resume", action="store_true", help="Go on with the stopped run of the same --out."
     )
-    outputs.add_force(parser)
     add_settings(parser)
 
 
-def add_config(parser: ArgumentParser) -> None:
+def add_settings(parser: ArgumentParser) -> None:
+    """--config, and a flag for every field of the config."""
     parser.add_argument(
         "--config",
         metavar="PRESET|FILE.toml",
         help=f"Settings from a TOML file, or of a preset: {', '.join(preset_names())}.",
     )
-
-
-def add_settings(parser: ArgumentParser) -> None:
-    """A flag for every field of the config."""
+    parser.epilog = (
+        "Defaults are those for SDXL. A model has a preset of its own, which lies over them: "
+        "pocket has pocket, SD 1.x and 2.x have sd. --config lies over that, and flags win over "
+        "all."
+    )
     for table, title in _GROUPS.items():
         add_flags(parser, title, {n: f for n, f in CONFIG.items() if n.rpartition(".")[0] == table})
 
@@ -72,7 +65,6 @@ def run(arguments: Namespace) -> int:
     asked = asked_settings(arguments)
     inputs = [arguments.model] if Path(arguments.model).is_file() else []
     outputs.check_outputs([arguments.out, arguments.report], inputs, arguments.force)
-    models.check_model(arguments.model)
     state_file = _state_file(arguments)
     denoiser, config = load_model(arguments, asked)
     trainer, result = _train(arguments, denoiser, config, state_file)
@@ -99,7 +91,6 @@ def load_model(
     arguments: Namespace, asked: Mapping[str, Any]
 ) -> tuple[DiffusersDenoiser, ErasureConfig]:
     """The model, and the settings for it."""
-    models.check_model(arguments.model)
     precision = asked.get("training", {}).get("precision", "auto")
     denoiser = models.load(arguments.model, precision, arguments.device)
     is_pocket = arguments.model == models.POCKET

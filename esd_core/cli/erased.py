@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from argparse import ArgumentParser
-from collections.abc import Sequence
+from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
+from . import model as models
 from .console import note
 
 if TYPE_CHECKING:
@@ -39,10 +39,20 @@ def add_argument(parser: ArgumentParser, required: bool, text: str) -> None:
     parser.add_argument(
         "--erased",
         metavar="FILE[:STRENGTH]",
+        type=parse,
         action="append",
         required=required,
         default=[],
         help=f"{text} STRENGTH is 1 unless given; 0.5 applies half of the change.",
+    )
+
+
+def add_file(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        type=Path,
+        help="An erasure, a LoRA, or weights of an erased UNet: a file or a diffusers folder.",
     )
 
 
@@ -57,25 +67,20 @@ def parse(word: str) -> Erased:
     return Erased(Path(path), strength)
 
 
-def open_all(files: Sequence[Erased]) -> list[Source]:
-    """The files, opened and checked without a model; errors are those of `open_source`."""
-    from ..files.open import open_source
+def load(arguments: Namespace) -> tuple[DiffusersDenoiser, list[tuple[Erasure, float]]]:
+    """The model, and the change that each --erased makes to it, with its strength.
 
-    return [open_source(file.path) for file in files]
-
-
-def fitted(
-    files: Sequence[Erased], sources: Sequence[Source], denoiser: DiffusersDenoiser
-) -> list[tuple[Erasure, float]]:
-    """The change that each makes to this model, with its strength.
-
-    FileError for one that does not fit; one made for other weights only gives a warning.
+    Files are checked before the model is loaded. FileError for one that does not fit; one made for
+    other weights only gives a warning.
     """
     from ..files.base import Base
+    from ..files.open import open_source
 
+    sources = [open_source(file.path) for file in arguments.erased]
+    denoiser = models.load(arguments.model, device=arguments.device)
     base = Base(denoiser.architecture, denoiser.unet.config, denoiser.parameters())
-    pairs = zip(files, sources, strict=True)
-    return [(fitted_to(source, base), file.strength) for file, source in pairs]
+    pairs = zip(arguments.erased, sources, strict=True)
+    return denoiser, [(fitted_to(source, base), file.strength) for file, source in pairs]
 
 
 def fitted_to(source: Source, base: Base) -> Erasure:

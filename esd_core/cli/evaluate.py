@@ -37,11 +37,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     asked = read(Pictures, arguments)
-    files = [erased.parse(word) for word in arguments.erased]
-    outputs.check_outputs([arguments.json], [file.path for file in files], arguments.force)
-    models.check_model(arguments.model)
-    sources = erased.open_all(files)
-    denoiser = models.load(arguments.model, device=arguments.device)
+    inputs = [file.path for file in arguments.erased]
+    outputs.check_outputs([arguments.json], inputs, arguments.force)
+    denoiser, erasures = erased.load(arguments)
     from ..pocket.judge import judge, table
     from ..pocket.world import LOOKS, OBJECTS, SIZE
 
@@ -50,17 +48,10 @@ def run(arguments: Namespace) -> int:
             f"{arguments.model} is not the embedded model, whose drawn world is all that can be "
             "judged: give --model pocket, or look at the pictures of `esd compare`"
         )
-    erasures = erased.fitted(files, sources, denoiser)
     total = asked.per_pair * len(OBJECTS) * len(LOOKS) * (2 if erasures else 1)
     with models.memory_told(), pictures(total) as report:
-        result = judge(
-            denoiser,
-            erasures,
-            asked.per_pair,
-            asked.steps,
-            seed=asked.seed,
-            on_progress=report,
-        ).as_dict()
+        judged = judge(denoiser, erasures, **asked.model_dump(), on_progress=report)
+    result = judged.as_dict()
     say(table(result))
     if arguments.json:
         outputs.write_json(arguments.json, result, arguments.force)

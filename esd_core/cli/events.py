@@ -32,9 +32,8 @@ class TerminalEvents:
 
     def on_step(self, progress: Progress) -> None:
         if self.bar.n == 0:
-            self.bar.initial = (
-                progress.step - 1
-            )  # steps of an earlier run do not count for the time left
+            # Steps of an earlier run do not count for the time left.
+            self.bar.initial = progress.step - 1
         self.bar.set_postfix_str(f"loss {progress.loss:.4g}", refresh=False)
         self.bar.update(progress.step - self.bar.n)
 
@@ -54,16 +53,11 @@ class TerminalEvents:
 
         config = self._config
         prompts = [concept.student_prompt for concept in config.concepts]
+        seeds, guidance = [config.seed] * len(prompts), config.trajectory.guidance
+        size = (config.width, config.height)
         with self._denoiser.swapped(student):
             pictures = render(
-                self._denoiser,
-                prompts,
-                [config.seed] * len(prompts),
-                _PREVIEW_STEPS,
-                config.trajectory.guidance,
-                config.width,
-                config.height,
-                batch=1,
+                self._denoiser, prompts, seeds, _PREVIEW_STEPS, guidance, *size, batch=1
             )
         self.cover = to_image(pictures[0])
         rows = [Row(p, [picture]) for p, picture in zip(prompts, pictures, strict=True)]

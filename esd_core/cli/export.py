@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -39,52 +39,30 @@ DEFAULT_RANK = 16
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "file",
-        metavar="FILE",
-        type=Path,
-        help="An erasure, a LoRA, or weights of an erased UNet: a file or a diffusers folder.",
-    )
-    models.add_model(parser)
-    parser.add_argument(
-        "--out", metavar="PATH", type=Path, required=True, help="The file or folder to write."
-    )
-    outputs.add_force(parser)
+    erased.add_file(parser)
+    models.add_arguments(parser, device=False)
+    outputs.add_out(parser, "PATH", "The file or folder to write.")
     add_flags(parser, "form", Form.model_fields)
 
 
 def run(arguments: Namespace) -> int:
     form = read(Form, arguments)
-    out, is_folder = arguments.out, FORMATS[form.to].is_folder
-    if form.to != LORA and (form.rank, form.energy) != (None, None):
+    if form.to != LORA and (form.rank or form.energy):
         raise ConfigError("--rank and --energy are for --to lora")
-    in_folder = form.to == OFFICIAL and out.is_dir()
-    if not in_folder:
-        _check(out, arguments, is_folder)
-    models.check_model(arguments.model)
-    (source,) = erased.open_all([erased.Erased(arguments.file)])
     from ..files.export import Options, export, official_name
+    from ..files.open import open_source
+    from ..storage.dtypes import PRECISIONS
 
-    if in_folder:
+    source = open_source(arguments.file)
+    out: Path = arguments.out
+    if form.to == OFFICIAL and out.is_dir():
         out = out / official_name(source.metadata)
-        _check(out, arguments, is_folder)
+    inputs = [arguments.file, arguments.model]
+    outputs.check_outputs([out], inputs, arguments.force, FORMATS[form.to].is_folder)
     base = models.base(arguments.model)
     erasure = erased.fitted_to(source, base)
-    options = Options(**_chosen(form), force=arguments.force)
+    rank = form.rank if form.rank or form.energy else DEFAULT_RANK
+    options = Options(form.strength, PRECISIONS[form.dtype], rank, form.energy, arguments.force)
     report = export(form.to, out, erasure, base, options)
     say("\n".join(filter(None, (report, f"written to {out}"))))
     return 0
-
-
-def _check(out: Path, arguments: Namespace, is_folder: bool) -> None:
-    inputs = [arguments.file, arguments.model]
-    outputs.check_outputs([out], inputs, arguments.force, is_folder)
-
-
-def _chosen(form: Form) -> dict[str, Any]:
-    from ..storage.dtypes import PRECISIONS
-
-    chosen = form.model_dump(exclude={"to"}) | {"dtype": PRECISIONS[form.dtype]}
-    if (form.rank, form.energy) == (None, None):
-        chosen["rank"] = DEFAULT_RANK
-    return chosen

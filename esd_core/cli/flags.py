@@ -1,7 +1,9 @@
 """Settings as flags of a command line, made from the fields of pydantic models.
 
-tyro, cyclopts and pydantic-settings read such models too, but name nested fields --training.steps,
-leave bounds out of the help, and answer a bad value with pydantic's own report of several lines.
+Three libraries were tried for it: pydantic-settings splits a prompt at its commas; tyro frames its
+errors, over several lines; cyclopts takes 2.5 for the whole number 2. All three want the name and
+the help of every flag from a loop like the one here, since by themselves they put nested fields
+under --training.steps and leave bounds out of the help.
 """
 
 from __future__ import annotations
@@ -48,8 +50,7 @@ def add_flags(parser: ArgumentParser, title: str, settings: Mapping[str, FieldIn
             options["type"] = number(kind) if kind in (int, float) else str
         if kind is tuple:
             options["action"] = "append"
-        required = field.is_required()
-        group.add_argument(flag(name), required=required, **options)
+        group.add_argument(flag(name), required=field.is_required(), **options)
 
 
 def given(arguments: Namespace, settings: Mapping[str, FieldInfo]) -> dict[str, Any]:
@@ -59,14 +60,9 @@ def given(arguments: Namespace, settings: Mapping[str, FieldInfo]) -> dict[str, 
 
 
 def read(kind: type[Model], arguments: Namespace) -> Model:
-    """The settings that the flags of this model say."""
-    return checked(kind, given(arguments, kind.model_fields))
-
-
-def checked(kind: type[Model], values: Mapping[str, Any]) -> Model:
-    """The settings of these values; ConfigError names the flag."""
+    """The settings that the flags of this model say; ConfigError names the flag."""
     try:
-        return kind.from_mapping(values)
+        return kind.from_mapping(given(arguments, kind.model_fields))
     except ConfigError as error:
         names = {name: flag(name) for name in kind.model_fields}
         raise ConfigError(renamed(str(error), names)) from None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from math import hypot, prod
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError
@@ -37,12 +37,7 @@ _OTHER_KIND = "convolutions"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "file",
-        metavar="FILE",
-        type=Path,
-        help="An erasure, a LoRA, or weights of an erased UNet: a file or a diffusers folder.",
-    )
+    erased.add_file(parser)
     parser.add_argument(
         "--model",
         metavar="MODEL",
@@ -56,9 +51,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    if arguments.model:
-        models.check_model(arguments.model)
-    (source,) = erased.open_all([erased.Erased(arguments.file)])
+    from ..files.open import open_source
+
+    source = open_source(arguments.file)
     if arguments.config:
         if Key.CONFIG not in source.metadata:
             raise FileError(f"{arguments.file} does not say with what settings it was made")
@@ -87,7 +82,7 @@ def _layers_of(source: Source, model: str | None) -> dict[str, dict[str, Any]]:
         base = models.base(model)
         return layers(erased.fitted_to(source, base).change(), base.weights)
     if source.needs_base or source.kind == FOREIGN:
-        return layers(source.tensors, None, has_norms=False)
+        return layers(source.tensors, has_norms=False)
     return layers(Erasure(source.tensors, source.metadata).change())
 
 
@@ -99,30 +94,24 @@ def layers(
     norm: the L2 norm of the change; part: that of the norm of the base's same tensors. They are
     left out where they are not known.
     """
-    from math import prod
-
     from ..storage.lazy import spec_of
 
-    kinds: dict[str, dict[str, Any]] = {}
+    kinds: dict[str, list[str]] = {}
     for name in tensors:
-        of_kind = kinds.setdefault(_kind(name), {"tensors": 0, "values": 0, "norm": 0, "part": 0})
-        of_kind["tensors"] += 1
-        of_kind["values"] += prod(spec_of(tensors, name).shape)
+        kinds.setdefault(_kind(name), []).append(name)
+    found: dict[str, dict[str, Any]] = {}
+    for kind, names in kinds.items():
+        values = sum(prod(spec_of(tensors, name).shape) for name in names)
+        found[kind] = {"tensors": len(names), "values": values}
         if has_norms:
-            of_kind["norm"] += _square(tensors[name])
-        if base is not None:
-            of_kind["part"] += _square(base[name])
-    for of_kind in kinds.values():
-        change, own = of_kind.pop("norm") ** 0.5, of_kind.pop("part") ** 0.5
-        if has_norms:
-            of_kind["norm"] = change
-        if own:
-            of_kind["part"] = change / own
-    return kinds
+            found[kind]["norm"] = norm = _norm(tensors, names)
+            if base is not None and (own := _norm(base, names)):
+                found[kind]["part"] = norm / own
+    return found
 
 
-def _square(tensor: Tensor) -> float:
-    return float(tensor.detach().double().square().sum())
+def _norm(tensors: Mapping[str, Tensor], names: Iterable[str]) -> float:
+    return hypot(*(float(tensors[name].detach().double().norm()) for name in names))
 
 
 def _kind(name: str) -> str:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from typing import NoReturn
 
 from ..errors import ConfigError, ESDError
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a concept may be in any script
     try:
-        arguments = _parser().parse_args(words)
+        arguments = _parsed(words)
         arguments.command_line = words
         code: int = arguments.run(arguments)
         sys.stdout.flush()
@@ -61,6 +63,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             what = error.filename or "the output cannot be written"
             print(f"esd: {printable(str(what))}: {error.strerror or error}", file=sys.stderr)
         return FAILED
+
+
+def _parsed(words: list[str]) -> argparse.Namespace:
+    """ConfigError for a flag that the command lacks, with the nearest that it has."""
+    arguments, unknown = _parser().parse_known_args(words)
+    if unknown:
+        command: argparse.ArgumentParser = arguments.parser
+        flags = re.findall(r"--[a-z-]+", command.format_usage())
+        nearest = get_close_matches(unknown[0], flags, n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return arguments
 
 
 def _drop_output() -> None:
@@ -80,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, (module, text) in COMMANDS.items():
         inner = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         module.add_arguments(inner)
-        inner.set_defaults(run=module.run)
+        inner.set_defaults(run=module.run, parser=inner)
     return parser
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from argparse import ArgumentParser
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,31 +22,20 @@ FORMS = "pocket, a diffusers folder, a .safetensors checkpoint or a hub id (owne
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
 
-def add_arguments(parser: ArgumentParser) -> None:
-    """--model and --device."""
-    add_model(parser)
-    parser.add_argument(
-        "--device",
-        metavar="NAME",
-        help="Where to compute: cuda, cuda:1, mps, cpu (default: the first accelerator there is).",
-    )
-
-
-def add_model(parser: ArgumentParser) -> None:
-    """--model."""
+def add_arguments(parser: ArgumentParser, device: bool = True) -> None:
+    """--model, and --device where it computes."""
     parser.add_argument("--model", metavar="MODEL", required=True, help=f"The base model: {FORMS}.")
-
-
-def check_model(model: str) -> None:
-    """FileError for a model that is neither a path that exists nor possibly a hub id."""
-    is_local = not _HUB_ID.fullmatch(model) or model.endswith(".safetensors")
-    is_local |= Path(model).is_symlink()
-    if model != POCKET and is_local and not Path(model).exists():
-        raise FileError(f"there is no model {model}: give {FORMS}")
+    if device:
+        parser.add_argument(
+            "--device",
+            metavar="NAME",
+            help="Where to compute: cuda, cuda:1, mps, cpu (default: the first accelerator).",
+        )
 
 
 def load(model: str, precision: str = "auto", device: str | None = None) -> DiffusersDenoiser:
-    """The model, loaded quietly. Errors are those of `load_denoiser`."""
+    """The model, loaded quietly. Errors are those of `load_denoiser`, or say that none is there."""
+    _check_model(model)
     hush()
     from ..models.diffusers_backend import load_denoiser
 
@@ -57,6 +45,7 @@ def load(model: str, precision: str = "auto", device: str | None = None) -> Diff
 
 def base(model: str) -> Base:
     """The model's UNet alone; tensors on this disk are read one at a time."""
+    _check_model(model)
     hush()
     from ..files.base import Base, markers_of, open_base
     from ..models.diffusers_backend import load_denoiser, pocket_folder
@@ -69,6 +58,14 @@ def base(model: str) -> Base:
     return Base(found.architecture, found.unet.config, found.parameters(), markers)
 
 
+def _check_model(model: str) -> None:
+    """FileError for a model that is neither a path that exists nor possibly a hub id."""
+    is_local = not _HUB_ID.fullmatch(model) or model.endswith(".safetensors")
+    is_local |= Path(model).is_symlink()
+    if model != POCKET and is_local and not Path(model).exists():
+        raise FileError(f"there is no model {model}: give {FORMS}")
+
+
 def native_size(denoiser: DiffusersDenoiser) -> int:
     """The edge, in pixels, of the pictures that the model was trained on."""
     size = denoiser.unet.config.sample_size
@@ -76,8 +73,6 @@ def native_size(denoiser: DiffusersDenoiser) -> int:
     return edge * int(denoiser.pipeline.vae_scale_factor)
 
 
-@contextmanager
-def memory_told() -> Iterator[None]:
+def memory_told() -> AbstractContextManager[None]:
     """Turns running out of memory into a sentence."""
-    with oom_as_error("try a smaller size, fewer pictures side by side, or --precision bf16"):
-        yield
+    return oom_as_error("try a smaller size, fewer pictures side by side, or --precision bf16")

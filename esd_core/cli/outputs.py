@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -18,6 +17,12 @@ from ..storage.output import megabytes, output_file, reason, refuse_existing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+def add_out(parser: ArgumentParser, metavar: str, text: str) -> None:
+    """--out, and --force to overwrite."""
+    parser.add_argument("--out", metavar=metavar, type=Path, required=True, help=text)
+    add_force(parser)
 
 
 def add_force(parser: ArgumentParser) -> None:
@@ -95,8 +100,8 @@ def _exists(path: Path) -> bool:
 
 def write_json(path: Path, value: Any, force: bool) -> None:
     """A report; NaN and infinities, which JSON does not have, become null."""
-    text = json.dumps(_plain(value), indent=2, allow_nan=False) + "\n"
-    _write(path, text.encode("utf-8"), force)
+    plain = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    _write(path, (json.dumps(plain, indent=2) + "\n").encode("utf-8"), force)
 
 
 def write_png(path: Path, image: Image, force: bool) -> None:
@@ -108,11 +113,3 @@ def write_png(path: Path, image: Image, force: bool) -> None:
 def _write(path: Path, data: bytes, force: bool) -> None:
     with output_file(path, len(data), force) as file:
         file.write(data)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,7 +10,6 @@ from . import model as models
 
 def add_arguments(parser: ArgumentParser) -> None:
     models.add_arguments(parser)
-    erase.add_config(parser)
     erase.add_settings(parser)
 
 
