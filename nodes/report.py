@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from ..esd_core.files.metadata import Key
 from ..esd_core.training.endings import ENDINGS
 from .host.folders import shown
-from .host.training import ENDING
 from .widgets import by_widget
 
 if TYPE_CHECKING:
@@ -18,12 +18,12 @@ def of_training(trained: Trained) -> str:
     """Where the file is, how the run ended, and what the probes measured."""
     metadata = trained.erasure.metadata
     verb = "written to" if trained.is_new else "the same inputs made this before, so it is taken:"
-    ending = by_widget(ENDINGS.get(metadata.get(ENDING, ""), ""))
-    probes = json.loads(metadata.get("esd.probes", "{}"))
+    ending = by_widget(ENDINGS.get(metadata.get(Key.ENDING, ""), ""))
+    probes = json.loads(metadata.get(Key.PROBES, "{}"))
     return ";\n".join(
         (
             f"{verb} {shown(trained.path)}",
-            f"{metadata.get('esd.steps')} steps, {ending}",
+            f"{metadata.get(Key.STEPS)} steps, {ending}",
             f"left of it, by the probe (0 % and below: gone): {_listed(probes.get('share', {}))}",
             f"drift of other prompts: {_listed(probes.get('drift', {}))}",
         )

@@ -33,7 +33,6 @@ def _tensors(part: str, file: str) -> dict[str, Tensor]:
 
 
 _UNET, _VAE = _config("unet"), _config("vae")
-_POOLED = _config("text_encoder_2")["projection_dim"]
 
 
 class PocketLatent(comfy.latent_formats.SDXL):
