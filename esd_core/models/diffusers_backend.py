@@ -25,7 +25,7 @@ from .architectures import Architecture, like
 from .denoiser import Conditioning, Schedule
 from .keys import diffusers_to_canonical
 from .prediction import prediction
-from .swap import Weight, hollowed, replaced, slot
+from .swap import Weight, hollowed, replaced, slots_of
 
 POCKET = "pocket"
 """What the embedded model is asked for by."""
@@ -49,11 +49,8 @@ class DiffusersDenoiser:
 
     def _take(self, unet: UNet2DConditionModel) -> None:
         self.unet = unet
-        modules = dict(unet.named_modules())
-        self._slots = {
-            canonical: slot(modules, name)
-            for name, canonical in diffusers_to_canonical(self.unet.config).items()
-        }
+        slots, names = slots_of(unet), diffusers_to_canonical(unet.config)
+        self._slots = {canonical: slots[name] for name, canonical in names.items()}
         self._teacher: dict[str, Tensor] = {
             name: module.get_parameter(leaf) for name, (module, leaf) in self._slots.items()
         }
