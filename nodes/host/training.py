@@ -11,6 +11,7 @@ from pathlib import Path
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
+from comfy.model_management import InterruptProcessingException, processing_interrupted
 
 from ...esd_core.config.settings import ErasureConfig
 from ...esd_core.errors import ESDError
@@ -24,7 +25,7 @@ from ...esd_core.training.out_of_memory import oom_as_error
 from ...esd_core.training.plan import check
 from ...esd_core.training.run import Result, encoded_prompts, finish, prepare
 from ...esd_core.training.trainer import Trainer
-from . import cancel, folders
+from . import folders
 from .denoiser import HostDenoiser
 from .model import architecture, refuse_quantised
 from .progress import NodeEvents, say
@@ -66,7 +67,7 @@ def train(
 
     Raises:
         ESDError: an input does not fit.
-        cancel.Interrupted: on Cancel; the state is saved.
+        InterruptProcessingException: on Cancel; the state is saved.
     """
     folders.check_prefix(prefix)
     architecture(model)
@@ -89,9 +90,19 @@ def train(
     return _write(result, prefix, run)
 
 
+class _Cancel:
+    """Asked before every step; the host may also raise in the midst of one."""
+
+    def should_stop(self) -> bool:
+        return bool(processing_interrupted())
+
+
 def _train(trainer: Trainer, events: NodeEvents, node: str | None) -> Result:
     say("sampling trajectories", node)
-    result = finish(trainer, cancel.run(trainer, events))
+    outcome = trainer.run(events, _Cancel())
+    if outcome.ending == "stopped":
+        raise InterruptProcessingException
+    result = finish(trainer, outcome)
     return replace(result, erasure=covered(result.erasure, events.cover))
 
 
