@@ -79,11 +79,13 @@ def write_official(
 
 
 def read_unet_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], LazyTensors]:
-    """Config, and tensors by canonical name, of a UNet2DConditionModel's folder, sharded or not.
+    """Config, and tensors by canonical name, of a UNet2DConditionModel's folder, sharded or not,
+    or of the one in a pipeline's.
 
     Raises FileError if it holds none, or a damaged one.
     """
     folder = Path(folder)
+    folder = folder / "unet" if (folder / "unet").is_dir() else folder
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         names = diffusers_to_canonical(config)

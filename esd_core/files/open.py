@@ -148,8 +148,7 @@ def open_source(path: Path, mapped: bool = False) -> Source:
         FileError: it is missing or damaged, holds NaN or infinity, or nothing of a UNet.
     """
     if path.is_dir():
-        inner = path / "unet" if (path / "unet").is_dir() else path
-        return Source(path, DIFFUSERS, read_unet_folder(inner)[1], {})
+        return Source(path, DIFFUSERS, read_unet_folder(path)[1], {})
     header = read_header(path)
     checked_metadata(path, header.metadata)
     return _of_changes(header, mapped) or _of_weights(header)
