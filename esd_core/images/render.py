@@ -64,11 +64,8 @@ def render(
 
 def picture_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
     """Unit noise, float32 [N, *shape] on the CPU, one generator a seed."""
-    return torch.stack([torch.randn(shape, generator=_generator(seed)) for seed in seeds])
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+    streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return torch.stack([torch.randn(shape, generator=stream) for stream in streams])
 
 
 def _encode(
