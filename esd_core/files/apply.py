@@ -1,7 +1,5 @@
 """Erasures laid over weights: whether they fit, and their sum."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager

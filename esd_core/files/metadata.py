@@ -1,7 +1,5 @@
 """What an erasure file says of itself."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any

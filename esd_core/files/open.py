@@ -5,8 +5,6 @@ Two families: files of changes (our own, LoRAs, full differences), and files of 
 differ by from a base. Either becomes an `Erasure`, whose tensors stay on the disk until used.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

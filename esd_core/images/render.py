@@ -1,7 +1,5 @@
 """Pictures of prompts and seeds, for comparing models."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

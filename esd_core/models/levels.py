@@ -1,7 +1,5 @@
 """The levels of a UNet, as diffusers' config has them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Where a network's parameters hang, and other tensors in their place."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Running out of memory, on whatever device, as a sentence."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -5,8 +5,6 @@ what would be alive is counted, allocation by allocation. So activations need no
 gradient checkpointing, size, batch and method count by what they do.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ Its masters are float32 whatever the teacher is stored in, since a step of 1e-5 
 What the network computes with is made from them anew at every step, inside the graph.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import partial
