@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from comfy_api.latest import io, ui
+from einops import rearrange
 from torch import Tensor
 
 from ..esd_core.config.rules import limits
 from ..esd_core.config.settings import SIZES
 from ..esd_core.errors import ConfigError
 from ..esd_core.images import comparison
-from . import pictures
 from .host import sampling
-from .host.progress import Steps
+from .host.progress import on_steps
 from .host.sampling import Sampling
 from .widgets import number
 
@@ -89,13 +90,13 @@ class ESDCompare(io.ComfyNode):
         asked = Sampling(seed, steps, cfg, sampler_name, scheduler, width, height)
         texts = [sampling.encode(clip, line) for line in lines]
         against = sampling.encode(clip, negative)
-        bar = Steps(2 * len(lines) * steps)
+        on_step = on_steps(2 * len(lines) * steps)
         columns = [
-            torch.cat([sampling.draw(m, vae, text, against, asked, bar.on_step) for text in texts])
+            torch.cat([sampling.draw(m, vae, text, against, asked, on_step) for text in texts])
             for m in (original, erased)
         ]
-        image = pictures.grid(lines, columns, asked)
-        measured = comparison.report(lines, pictures.measured(columns, clip_vision))
+        image = _grid(lines, columns, asked)
+        measured = comparison.report(lines, _measured(columns, clip_vision))
         report = f"erased against original, seed {seed}\n{measured}"
         return io.NodeOutput(image, *columns, report, ui=cls._shown(image, columns))
 
@@ -170,6 +171,34 @@ def _slider() -> list[io.Input]:
         return []
     tooltip = "Original and erased under one slider, after a run."
     return [io.ImageCompare.Input("slider", optional=True, tooltip=tooltip)]
+
+
+def _grid(prompts: Sequence[str], columns: Sequence[Tensor], asked: Sampling) -> Tensor:
+    """IMAGE, [1, H, W, 3] in 0..1: all pictures with labels, the original's first.
+
+    columns: a batch of IMAGE a model.
+    """
+    image = comparison.draw(
+        [(prompt, asked.seed) for prompt in prompts],
+        ["erased"],
+        [_channels_first(column) for column in columns],
+        f"{asked.steps} steps of {asked.sampler}, {asked.scheduler}, cfg {asked.cfg:g}, "
+        f"{asked.width}x{asked.height}",
+    )
+    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)[None]
+
+
+def _measured(columns: Sequence[Tensor], vision: Any) -> list[comparison.Measures]:
+    """A row a prompt; with a CLIP_VISION, also by its embeddings."""
+    rows = [row for (row,) in comparison.measure([_channels_first(c) for c in columns])]
+    if vision is not None:
+        for row, cosine in zip(rows, sampling.likeness(vision, *columns), strict=True):
+            row["clip cosine"] = round(cosine, 5)
+    return rows
+
+
+def _channels_first(pictures: Tensor) -> Tensor:
+    return rearrange(pictures, "n h w c -> n c h w")
 
 
 def _lines(text: str) -> list[str]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..esd_core.config.settings import ErasureConfig
 from ..esd_core.errors import ESDError
+from ..esd_core.files.metadata import Key
+from ..esd_core.training.endings import ENDINGS
 from .host import patches, training
-from .host.folders import check_prefix
+from .host.folders import check_prefix, shown
 from .host.progress import told
-from .report import of_training
 from .train_options import Options
 from .types import Erased, Loss, TrainOptions
-from .widgets import errors_by_widget, settings, widget
+from .widgets import by_widget, errors_by_widget, settings, widget
 
 WIDGETS = (
     *("concepts", "preserve", "method", "training.steps", "training.learning_rate"),
@@ -105,7 +107,7 @@ class ESDTrain(io.ComfyNode):
         resume = bool(options and options.resume)
         with errors_by_widget():
             trained = training.train(model, clip, config, filename_prefix, resume, node)
-        report = of_training(trained)
+        report = _report(trained)
         erased = patches.erased(model, trained.erasure.tensors, 1.0)
         return io.NodeOutput(
             erased, trained.erasure, {"loss": trained.losses}, report, ui=told(report, node)
@@ -116,3 +118,26 @@ def _config(values: dict[str, Any], options: Options | None) -> ErasureConfig:
     further = options.settings if options else {}
     with errors_by_widget():
         return ErasureConfig.from_mapping({**further, **settings(values)})
+
+
+def _report(trained: training.Trained) -> str:
+    """Where the file is, how the run ended, and what the probes measured."""
+    metadata = trained.erasure.metadata
+    verb = "written to" if trained.is_new else "the same inputs made this before, so it is taken:"
+    ending = by_widget(ENDINGS.get(metadata.get(Key.ENDING, ""), ""))
+    probes = json.loads(metadata.get(Key.PROBES, "{}"))
+    return ";\n".join(
+        (
+            f"{verb} {shown(trained.path)}",
+            f"{metadata.get(Key.STEPS)} steps, {ending}",
+            f"left of it, by the probe (0 % and below: gone): {_listed(probes.get('share', {}))}",
+            f"drift of other prompts: {_listed(probes.get('drift', {}))}",
+        )
+    )
+
+
+def _listed(measured: dict[str, float]) -> str:
+    """On one line, which wraps: a node has little room for text."""
+    return ", ".join(
+        f"{prompt or '(empty prompt)'} {part:.1%}" for prompt, part in measured.items()
+    )

@@ -4,7 +4,7 @@ from esd_core.method.bank import Bank
 from esd_core.method.contexts import term_source
 from esd_core.method.probes import Probes
 from esd_core.method.terms import terms
-from esd_core.training import plan as memory
+from esd_core.training.plan import Planner
 from esd_core.training.run import prepare
 
 
@@ -19,5 +19,9 @@ def probes_of(denoiser, config):
     return Probes(denoiser, asked, config)
 
 
+def planned(denoiser, config):
+    return Planner(denoiser, config).plan(config)
+
+
 def trainer_of(denoiser, config, state_file=None, plan=None):
-    return prepare(denoiser, config, plan or memory.plan(denoiser, config), state_file)
+    return prepare(denoiser, config, plan or planned(denoiser, config), state_file)

@@ -1,11 +1,9 @@
 """Erasures laid over weights: whether they fit, and their sum."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +12,7 @@ from ..errors import FileError
 from ..models.architectures import Architecture, title
 from ..models.denoiser import Denoiser
 from ..storage.lazy import LazyTensors, Spec, spec_of
+from .base import Base
 from .erasure import Erasure
 from .finite import to_write
 
@@ -21,16 +20,7 @@ from .finite import to_write
 _SAME_WEIGHTS = 0.01
 
 
-class Weights(Protocol):
-    """What a change is held against: a Denoiser or a Base."""
-
-    @property
-    def architecture(self) -> Architecture: ...
-
-    def parameters(self) -> Mapping[str, Tensor]: ...
-
-
-def check_fits(erasure: Erasure, model: Weights) -> str:
+def check_fits(erasure: Erasure, model: Denoiser | Base) -> str:
     """Refuses a base of another shape; returns a warning for one of other weights, or "".
 
     Raises:

@@ -49,8 +49,7 @@ def open_base(path: str | os.PathLike[str]) -> Base:
     """
     path = Path(path)
     if path.is_dir():
-        inner = path / "unet" if (path / "unet").is_dir() else path
-        config, weights = read_unet_folder(inner)
+        config, weights = read_unet_folder(path)
         return Base(_architecture(config), config, weights, markers_of(_scheduler(path)))
     header = read_header(path)
     weights = unet_names(file_tensors(header))

@@ -1,7 +1,5 @@
 """A picture in an erasure's file, which ComfyUI and others show for it."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

@@ -7,15 +7,16 @@ holds the erased model's absolute weights of the trained layers (`esd-*.safetens
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 
 from ..errors import ESDError, FileError
 from ..models.keys import diffusers_to_canonical
-from ..storage.lazy import LazyTensors, Spec, renamed
+from ..storage.lazy import LazyTensors, renamed
 from ..storage.output import flush, output_folder
 from ..storage.reading import file_tensors, read_header
 from ..storage.writing import write_into, write_safetensors
@@ -41,16 +42,22 @@ def write_unet_folder(
     """
     names = diffusers_to_canonical(config)
     _check_config_fits(names, weights)
-    tensors = renamed(weights, names)
-    shards = _shards(tensors.specs, shard_size)
-    total = sum(spec.size for spec in tensors.specs.values())
+    specs: dict[str, Any] = dict(renamed(weights, names).specs)
+    split = split_state_dict_into_shards_factory(
+        specs,
+        get_storage_size=lambda spec: spec.size,
+        filename_pattern=f"{WEIGHTS_STEM}{{suffix}}.safetensors",
+        max_shard_size=shard_size,
+    )
+    total = split.metadata["total_size"]
     with output_folder(folder, total, force, _is_of_a_unet_folder) as inside:
-        for file_name, shard in shards.items():
+        for file_name, shard in split.filename_to_tensors.items():
             with (inside / file_name).open("xb") as file:
-                write_into(file, renamed(tensors, {n: n for n in shard}), {"format": "pt"})
+                write_into(file, renamed(weights, {n: names[n] for n in shard}), {"format": "pt"})
                 flush(file)
-        if len(shards) > 1:
-            _write_json(inside / INDEX_FILE, _index(shards, total))
+        if split.is_sharded:
+            index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+            _write_json(inside / INDEX_FILE, index)
         _write_json(inside / CONFIG_FILE, plain_config(config))
 
 
@@ -72,11 +79,13 @@ def write_official(
 
 
 def read_unet_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], LazyTensors]:
-    """Config, and tensors by canonical name, of a UNet2DConditionModel's folder, sharded or not.
+    """Config, and tensors by canonical name, of a UNet2DConditionModel's folder, sharded or not,
+    or of the one in a pipeline's.
 
     Raises FileError if it holds none, or a damaged one.
     """
     folder = Path(folder)
+    folder = folder / "unet" if (folder / "unet").is_dir() else folder
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         names = diffusers_to_canonical(config)
@@ -119,29 +128,6 @@ def _check_config_fits(names: Mapping[str, str], base: Mapping[str, Tensor]) -> 
             f"the model's config does not fit its UNet: {min(unexpected)} is only in one of "
             f"the two ({len(unexpected)} such tensors)"
         )
-
-
-def _shards(specs: Mapping[str, Spec], limit: int) -> dict[str, list[str]]:
-    """File name -> the tensors in it, in order, as many as `limit` bytes hold but at least one."""
-    groups: list[list[str]] = []
-    size = limit
-    for name, spec in specs.items():
-        if not groups or size + spec.size > limit:
-            groups.append([])
-            size = 0
-        groups[-1].append(name)
-        size += spec.size
-    if len(groups) == 1:
-        return {f"{WEIGHTS_STEM}.safetensors": groups[0]}
-    return {
-        f"{WEIGHTS_STEM}-{i:05d}-of-{len(groups):05d}.safetensors": group
-        for i, group in enumerate(groups, start=1)
-    }
-
-
-def _index(shards: Mapping[str, Sequence[str]], total: int) -> dict[str, Any]:
-    weight_map = {name: file_name for file_name, shard in shards.items() for name in shard}
-    return {"metadata": {"total_size": total}, "weight_map": weight_map}
 
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """The result: the change of the trained tensors, with its metadata."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping

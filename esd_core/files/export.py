@@ -1,7 +1,5 @@
 """Erasures and erased models written in every format, for the commands and the nodes alike."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

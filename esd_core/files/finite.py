@@ -1,7 +1,5 @@
 """Values that a file of weights may hold: floating-point ones, neither NaN nor infinite."""
 
-from __future__ import annotations
-
 import math
 import os
 

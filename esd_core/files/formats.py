@@ -1,7 +1,5 @@
 """What files can be: one table, which the commands, the nodes and the reader share."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 ERASURE, LORA, DIFFERENCE, FOREIGN = "erasure", "lora", "difference", "foreign"

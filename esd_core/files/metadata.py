@@ -1,7 +1,5 @@
 """What an erasure file says of itself."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -35,6 +33,9 @@ class Key:
     UNET_CONFIG = "esd.unet_config"
     """Diffusers' config, in files of whole UNets: shapes do not show all of it."""
     LORA_KEPT, LORA_KEPT_BY_LAYER = "esd.lora_kept", "esd.lora_kept_by_layer"
+    RUN, LOSSES, ENDING = "esd.run", "esd.losses", "esd.ending"
+    """From the nodes alone: which inputs made a file and how the run went, so that the same inputs
+    need no second run."""
     WORDS = "trained_words"
     COVERS = "ssmd_cover_images"
     """JSON: a list of picture files in base64."""

@@ -4,8 +4,6 @@ They are LoRA files in ComfyUI's own layout, names behind `diffusion_model.`, so
 apply them with a strength and nobody needs this code to use a result.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from ..errors import FileError

@@ -5,8 +5,6 @@ Two families: files of changes (our own, LoRAs, full differences), and files of 
 differ by from a base. Either becomes an `Erasure`, whose tensors stay on the disk until used.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,8 +146,7 @@ def open_source(path: Path, mapped: bool = False) -> Source:
         FileError: it is missing or damaged, holds NaN or infinity, or nothing of a UNet.
     """
     if path.is_dir():
-        inner = path / "unet" if (path / "unet").is_dir() else path
-        return Source(path, DIFFUSERS, read_unet_folder(inner)[1], {})
+        return Source(path, DIFFUSERS, read_unet_folder(path)[1], {})
     header = read_header(path)
     checked_metadata(path, header.metadata)
     return _of_changes(header, mapped) or _of_weights(header)

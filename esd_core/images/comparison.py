@@ -3,8 +3,6 @@
 Columns are [N, 3, H, W] in 0..1, the original's first; row n of each is the same prompt and seed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from PIL import Image

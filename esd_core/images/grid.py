@@ -48,9 +48,9 @@ class Row:
     heading: str = ""
 
 
-def difference(a: Tensor, b: Tensor, gain: float = DIFFERENCE_GAIN) -> Tensor:
-    """|a - b| times `gain`, in 0..1: the same gain everywhere, so that rows compare."""
-    return ((a.float() - b.float()).abs() * gain).clamp(0, 1)
+def difference(a: Tensor, b: Tensor) -> Tensor:
+    """|a - b| times one gain, in 0..1: the same everywhere, so that rows compare."""
+    return ((a.float() - b.float()).abs() * DIFFERENCE_GAIN).clamp(0, 1)
 
 
 def to_image(picture: Tensor) -> Image.Image:

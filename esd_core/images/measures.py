@@ -3,8 +3,6 @@
 Pictures are floats in 0..1, [N, C, H, W]; a measure gives one value a picture.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange

@@ -1,7 +1,5 @@
 """Pictures of prompts and seeds, for comparing models."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch
@@ -64,11 +62,8 @@ def render(
 
 def picture_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
     """Unit noise, float32 [N, *shape] on the CPU, one generator a seed."""
-    return torch.stack([torch.randn(shape, generator=_generator(seed)) for seed in seeds])
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+    streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return torch.stack([torch.randn(shape, generator=stream) for stream in streams])
 
 
 def _encode(

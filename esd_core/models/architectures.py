@@ -7,8 +7,6 @@ and all embedding layers (time, label, and the time projection in every residual
 SD 1.x and 2.x it does not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any

@@ -21,11 +21,12 @@ from torch import Tensor
 
 from ..errors import ConfigError, ESDError, FileError
 from ..storage.dtypes import PRECISIONS
+from ..storage.reading import read_header
 from .architectures import Architecture, like
 from .denoiser import Conditioning, Schedule
 from .keys import diffusers_to_canonical
 from .prediction import prediction
-from .swap import Weight, hollowed, replaced, slot
+from .swap import Weight, hollowed, replaced, slots_of
 
 POCKET = "pocket"
 """What the embedded model is asked for by."""
@@ -49,11 +50,8 @@ class DiffusersDenoiser:
 
     def _take(self, unet: UNet2DConditionModel) -> None:
         self.unet = unet
-        modules = dict(unet.named_modules())
-        self._slots = {
-            canonical: slot(modules, name)
-            for name, canonical in diffusers_to_canonical(self.unet.config).items()
-        }
+        slots, names = slots_of(unet), diffusers_to_canonical(unet.config)
+        self._slots = {canonical: slots[name] for name, canonical in names.items()}
         self._teacher: dict[str, Tensor] = {
             name: module.get_parameter(leaf) for name, (module, leaf) in self._slots.items()
         }
@@ -104,20 +102,16 @@ class DiffusersDenoiser:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], width: int, height: int) -> Conditioning:
-        context, pooled, time_ids = None, None, None
-        if self.architecture.takes_sizes:
-            context, _, pooled, _ = self.pipeline.encode_prompt(
-                list(prompts), do_classifier_free_guidance=False
-            )
-            sizes = [height, width, 0, 0, height, width]
-            time_ids = torch.tensor([sizes] * len(prompts), device=self.device, dtype=torch.float32)
-        else:
+        if not self.architecture.takes_sizes:
             context, _ = self.pipeline.encode_prompt(
-                list(prompts),
-                self.device,
-                num_images_per_prompt=1,
-                do_classifier_free_guidance=False,
+                list(prompts), self.device, 1, do_classifier_free_guidance=False
             )
+            return Conditioning(context)
+        context, _, pooled, _ = self.pipeline.encode_prompt(
+            list(prompts), do_classifier_free_guidance=False
+        )
+        sizes = [height, width, 0, 0, height, width]
+        time_ids = torch.tensor([sizes] * len(prompts), device=self.device, dtype=torch.float32)
         return Conditioning(context, pooled, time_ids)
 
     def hollow(self) -> DiffusersDenoiser:
@@ -251,8 +245,6 @@ def _load_single_file(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
         raise FileError(
             f"{path} is not a .safetensors file: other checkpoints can hide code and are not read"
         )
-    from ..storage.reading import read_header
-
     names = read_header(path).tensors
     if not any(name.startswith("model.diffusion_model.") for name in names):
         raise FileError(f"{path} is not a checkpoint, since it holds no UNet: give a whole model")

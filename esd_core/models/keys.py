@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from ..errors import ESDError
-from .levels import Level, down_levels, middle, refuse_foreign_parts, up_levels
+from .levels import Level, levels, middle, refuse_foreign_parts
 
 PREFIX = "diffusion_model."
 """Before canonical names in ComfyUI, and in its files of changes."""
@@ -68,12 +68,9 @@ def diffusers_to_canonical(config: Mapping[str, Any]) -> dict[str, str]:
     """
     refuse_foreign_parts(config)
     modules = STEM | _label_modules(config)
-    for part in (
-        _down_modules(down_levels(config)),
-        _mid_modules(middle(config)),
-        _up_modules(up_levels(config)),
-    ):
-        modules.update(part)
+    modules.update(_down_modules(levels(config, "down")))
+    modules.update(_mid_modules(middle(config)))
+    modules.update(_up_modules(levels(config, "up")))
     in_order = sorted(modules.items(), key=lambda pair: model_order(pair[1]))
     return {
         f"{path}.{kind}": f"{canonical}.{kind}"

@@ -1,7 +1,5 @@
 """The levels of a UNet, as diffusers' config has them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,10 +24,14 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 }
 
 # Block type -> whether its residual blocks are followed by transformers; diffusers' defaults.
-_DOWN_BLOCKS = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
-_DOWN_DEFAULT = (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D")
-_UP_BLOCKS = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
-_UP_DEFAULT = ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3)
+_BLOCKS = {
+    "down": {"DownBlock2D": False, "CrossAttnDownBlock2D": True},
+    "up": {"UpBlock2D": False, "CrossAttnUpBlock2D": True},
+}
+_DEFAULTS = {
+    "down": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
+    "up": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
+}
 _MID_BLOCKS = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None)
 
 
@@ -73,16 +75,6 @@ def _depths(depth: int | Sequence[int], count: int) -> tuple[int, ...]:
     return depths
 
 
-def down_levels(config: Mapping[str, Any]) -> list[Level]:
-    """In the order of the forward pass."""
-    return _levels(config, "down", _DOWN_BLOCKS, _DOWN_DEFAULT)
-
-
-def up_levels(config: Mapping[str, Any]) -> list[Level]:
-    """In the order of the forward pass."""
-    return _levels(config, "up", _UP_BLOCKS, _UP_DEFAULT)
-
-
 def middle(config: Mapping[str, Any]) -> Level | None:
     """The middle block: its transformer's depth, if it has one; None without a middle block."""
     kind = config.get("mid_block_type", _MID_BLOCKS[0])
@@ -103,14 +95,12 @@ def _refuse_huge(counts: Sequence[int], what: str) -> None:
         raise ESDError(f"this UNet's config asks for {max(counts)} {what}, and {_MOST} is the most")
 
 
-def _levels(
-    config: Mapping[str, Any], side: str, known: Mapping[str, bool], default: Sequence[str]
-) -> list[Level]:
+def levels(config: Mapping[str, Any], side: str) -> list[Level]:
     """The levels of the "down" or the "up" side, in the order of the forward pass."""
-    down = side == "down"
+    down, known = side == "down", _BLOCKS[side]
     order = slice(None, None, 1 if down else -1)
     channels = _channels(config)[order]
-    types = config.get(f"{side}_block_types", default)
+    types = config.get(f"{side}_block_types", _DEFAULTS[side])
     if len(types) != len(channels) or not all(name in known for name in types):
         raise ESDError(
             f"this UNet has blocks {', '.join(types)} for {len(channels)} levels; only "

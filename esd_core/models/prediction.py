@@ -4,8 +4,6 @@ All of them are asked for at a noisy latent x = x0 + sigma * eps, and are affine
 (Salimans and Ho 2022, in sigma space).
 """
 
-from __future__ import annotations
-
 from typing import Protocol
 
 from torch import Tensor

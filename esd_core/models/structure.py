@@ -63,8 +63,8 @@ def _config(shapes: Shapes) -> dict[str, Any]:
         "down_block_types": [_type("Down", level) for level in down],
         "up_block_types": [_type("Up", level) for level in up],
         "transformer_layers_per_block": [d[0] for d in depths] if is_plain else depths,
-        "cross_attention_dim": _width(shapes),
-        "use_linear_projection": _is_linear(shapes),
+        "cross_attention_dim": _first(shapes, "attn2.to_k.weight")[1],
+        "use_linear_projection": len(_first(shapes, ".proj_in.weight")) == 2,
     }
     if not is_plain:
         config["reverse_transformer_layers_per_block"] = mirrored
@@ -112,12 +112,8 @@ def _type(side: str, level: Level) -> str:
     return f"CrossAttn{side}Block2D" if level[0][1] else f"{side}Block2D"
 
 
-def _width(shapes: Shapes) -> int:
-    return next(s[1] for name, s in shapes.items() if name.endswith("attn2.to_k.weight"))
-
-
-def _is_linear(shapes: Shapes) -> bool:
-    return next(len(s) == 2 for name, s in shapes.items() if name.endswith(".proj_in.weight"))
+def _first(shapes: Shapes, end: str) -> tuple[int, ...]:
+    return next(shape for name, shape in shapes.items() if name.endswith(end))
 
 
 def _labels(shapes: Shapes, known: Architecture) -> dict[str, Any]:

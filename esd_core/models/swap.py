@@ -1,7 +1,5 @@
 """Where a network's parameters hang, and other tensors in their place."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -44,10 +42,11 @@ def materialize(value: Any) -> Any:
     return value
 
 
-def slot(modules: Mapping[str, nn.Module], name: str) -> Slot:
-    """Where the parameter of that full name hangs; `modules` as of `named_modules`."""
-    path, _, leaf = name.rpartition(".")
-    return modules[path], leaf
+def slots_of(network: nn.Module) -> dict[str, Slot]:
+    """Where every parameter hangs, by its full name."""
+    modules = dict(network.named_modules())
+    parts = {name: name.rpartition(".") for name, _ in network.named_parameters()}
+    return {name: (modules[path], leaf) for name, (path, _, leaf) in parts.items()}
 
 
 @contextmanager

@@ -4,8 +4,6 @@ One safetensors file of the parts' `state_dict`s: tensors under their path in th
 ("student/masters/..."), all else as JSON in its metadata.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ there. One rehearsal serves every batch and size: its batch and its latents' edg
 no layer's width holds, so that the factors of an allocation tell what it grows with.
 """
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Iterable
 from typing import Any

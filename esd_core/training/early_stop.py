@@ -1,7 +1,5 @@
 """Ends a run before its last step, where its probes say so."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a run tells its host, and what a host may ask of it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol

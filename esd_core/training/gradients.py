@@ -1,7 +1,5 @@
 """Gradients between the backward pass and the optimizer's step, in as few bits as they came in."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 

@@ -1,7 +1,5 @@
 """An erasure made from a trained student."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

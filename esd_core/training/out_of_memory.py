@@ -1,7 +1,5 @@
 """Running out of memory, on whatever device, as a sentence."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,19 +15,13 @@ TRAINING = (
 )
 
 
-def is_oom(error: BaseException) -> bool:
-    """Whether it is an out-of-memory error, of an accelerator or of the CPU."""
-    known = isinstance(error, (MemoryError, RuntimeError))
-    return isinstance(error, MemoryError) or (known and bool(_WORDS.search(str(error))))
-
-
 @contextmanager
 def oom_as_error(way_out: str = TRAINING) -> Iterator[None]:
-    """ESDError when memory runs out inside."""
+    """ESDError when memory, of an accelerator or of the CPU, runs out inside."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not is_oom(error):
+        if isinstance(error, RuntimeError) and not _WORDS.search(str(error)):
             raise
         lines = str(error).strip().splitlines()
         raise ESDError(

@@ -5,8 +5,6 @@ what would be alive is counted, allocation by allocation. So activations need no
 gradient checkpointing, size, batch and method count by what they do.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -29,12 +27,11 @@ class Plan:
     Attributes:
         weights: of the UNet, which are there already. masters: float32 (twice with max_drift).
         gradients, optimizer: of the masters. activations: of a step, beside the gradients.
-        sampling: activations of a round. bank: its samples, which lie in the CPU's memory.
+        bank: a round's samples, which lie in the CPU's memory.
         needed: the most at one time, beside the weights, on the device.
         free: what there is of it.
         checkpointing: whether blocks recompute their activations.
         micro_batch: samples of a batch that go through the network together.
-        passes: through the network that a batch takes.
         keeps_bf16: whether gradients wait for the optimizer's step in bf16.
         sampling_batch: evaluations of a round that go through the network together.
     """
@@ -44,13 +41,11 @@ class Plan:
     gradients: int
     optimizer: int
     activations: int
-    sampling: int
     bank: int
     needed: int
     free: int
     checkpointing: bool
     micro_batch: int
-    passes: int
     keeps_bf16: bool
     sampling_batch: int
 
@@ -72,12 +67,6 @@ def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-def plan(denoiser: Rehearsable, config: ErasureConfig) -> Plan:
-    """How the run would best be run in the memory there is: without checkpointing where that fits
-    (and `gradient_checkpointing` is auto), then with it, then in parts of a batch."""
-    return Planner(denoiser, config).plan(config)
-
-
 def check(denoiser: Rehearsable, config: ErasureConfig) -> Plan:
     """The plan; ESDError when it does not fit, with the nearest settings that do."""
     planner = Planner(denoiser, config)
@@ -94,7 +83,8 @@ class Planner:
         self._weights = sum(t.numel() * t.element_size() for t in denoiser.parameters().values())
 
     def plan(self, config: ErasureConfig) -> Plan:
-        """As the function of this name."""
+        """How the run would best be run: without checkpointing where that fits (and
+        `gradient_checkpointing` is auto), then with it, then in parts of a batch."""
         *choices, last = _choices(config.training)
         for choice in choices:
             if self._least(config, choice[1]) <= self._free:
@@ -176,13 +166,11 @@ class Planner:
             gradients=gradients,
             optimizer=optimizer,
             activations=max(0, step - gradients),
-            sampling=rows * row,
             bank=bank,
             needed=held + max(step, stepping, rows * row),
             free=self._free,
             checkpointing=checkpointing,
             micro_batch=micro_batch,
-            passes=passes,
             keeps_bf16=short,
             sampling_batch=rows,
         )

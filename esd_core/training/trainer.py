@@ -1,7 +1,5 @@
 """The loop: regression of the student on samples of the bank."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """A step of the optimizer, with all that belongs to it: learning rate, unscaling, clipping."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from ...esd_core.errors import ConfigError, ESDError
 from ...esd_core.models.denoiser import Conditioning, Schedule
 from ...esd_core.models.prediction import from_denoised
-from ...esd_core.models.swap import Weight, hollowed, materialize, replaced, slot
+from ...esd_core.models.swap import Weight, hollowed, materialize, replaced, slots_of
 from .model import architecture, context_width, prediction
 from .session import compute_dtype, differentiable_attention
 from .text import Texts
@@ -44,8 +44,7 @@ class HostDenoiser:
     def _take(self, inner: comfy.model_base.BaseModel) -> None:
         self._inner = inner
         self._teacher: dict[str, Tensor] = dict(inner.diffusion_model.named_parameters())
-        modules = dict(inner.diffusion_model.named_modules())
-        self._slots = {name: slot(modules, name) for name in self._teacher}
+        self._slots = slots_of(inner.diffusion_model)
 
     def parameters(self) -> Mapping[str, Tensor]:
         return self._teacher

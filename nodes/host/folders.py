@@ -12,7 +12,6 @@ from ...esd_core.errors import ConfigError, FileError
 
 LORAS = "loras"
 """The host's kind of folder that erasures live in, so that stock LoRA loaders list them."""
-UNETS = "diffusion_models"
 STATES = "esd_training"
 
 _FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]')
@@ -30,7 +29,7 @@ def check_prefix(prefix: str) -> None:
 
 def next_file(folder: str, prefix: str) -> Path:
     """A numbered name below output/`folder` that is not taken; its folder is made."""
-    inside, name, number, _, _ = _numbered(folder, prefix)
+    inside, name, number = _numbered(folder, prefix)
     return inside / f"{name}_{number:05}_.safetensors"
 
 
@@ -42,19 +41,19 @@ def next_folder(folder: str, prefix: str) -> Path:
 
 def numbered_files(folder: str, prefix: str) -> Iterator[Path]:
     """What `next_file` has been written to for that prefix, newest first."""
-    inside, name, number, _, _ = _numbered(folder, prefix)
+    inside, name, number = _numbered(folder, prefix)
     for before in range(number - 1, 0, -1):
         path = inside / f"{name}_{before:05}_.safetensors"
         if path.is_file():
             yield path
 
 
-def _numbered(folder: str, prefix: str) -> tuple[Path, str, int, str, str]:
+def _numbered(folder: str, prefix: str) -> tuple[Path, str, int]:
     check_prefix(prefix)
-    inside, *rest = folder_paths.get_save_image_path(
+    inside, name, number, *_ = folder_paths.get_save_image_path(
         f"{folder}/{prefix}", folder_paths.get_output_directory()
     )
-    return Path(inside), *rest
+    return Path(inside), name, number
 
 
 def state_file(key: str) -> Path:

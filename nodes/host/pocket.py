@@ -29,11 +29,11 @@ def _config(part: str) -> dict[str, Any]:
 
 
 def _tensors(part: str, file: str) -> dict[str, Tensor]:
-    return read_tensors(WEIGHTS / part / f"{file}.safetensors")
+    tensors = read_tensors(WEIGHTS / part / f"{file}.safetensors")
+    return {name: tensor.float() for name, tensor in tensors.items()}
 
 
 _UNET, _VAE = _config("unet"), _config("vae")
-_POOLED = _config("text_encoder_2")["projection_dim"]
 
 
 class PocketLatent(comfy.latent_formats.SDXL):
@@ -90,7 +90,7 @@ def load_unet(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher
     register()
     names = diffusers_to_canonical(_UNET)
     weights = _tensors("unet", "diffusion_pytorch_model")
-    state = {names[name]: tensor.float() for name, tensor in weights.items()}
+    state = {names[name]: tensor for name, tensor in weights.items()}
     only_newer_hosts_know = {"disable_dynamic": True} if disable_dynamic else {}
     model = comfy.sd.load_diffusion_model_state_dict(
         state, model_options={"dtype": torch.float32}, **only_newer_hosts_know
@@ -120,7 +120,7 @@ def load_clip() -> comfy.sd.CLIP:
 def _clip_state() -> dict[str, Tensor]:
     towers = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
     state = {
-        f"{tower}.transformer.{_clip_name(name)}": tensor.float()
+        f"{tower}.transformer.{_clip_name(name)}": tensor
         for tower, folder in towers.items()
         for name, tensor in _tensors(folder, "model").items()
     }
@@ -138,7 +138,7 @@ def load_vae() -> comfy.sd.VAE:
     """VAE. The host's autoencoder attends in its middle and pocket's does not: with a projection
     of zeros that attention adds nothing."""
     widths = _VAE["block_out_channels"]
-    state = {n: t.float() for n, t in _tensors("vae", "diffusion_pytorch_model").items()}
+    state = _tensors("vae", "diffusion_pytorch_model")
     for side in ("encoder", "decoder"):
         state |= _idle_attention(f"{side}.mid.attn_1", widths[-1])
     config = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import comfy.utils
@@ -34,15 +35,10 @@ def told(text: str, node: str | None) -> ui.PreviewText:
     return ui.PreviewText(text)
 
 
-class Steps:
-    """A bar over the steps of several pictures."""
-
-    def __init__(self, total: int) -> None:
-        self._bar = comfy.utils.ProgressBar(total)
-
-    def on_step(self, step: int, clean: Tensor, x: Tensor, total: int) -> None:
-        """As the host's samplers call it."""
-        self._bar.update(1)
+def on_steps(total: int) -> Callable[..., None]:
+    """A bar over the steps of several pictures, for the host's samplers to call at each."""
+    bar = comfy.utils.ProgressBar(total)
+    return lambda *_: bar.update(1)
 
 
 class NodeEvents:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,10 +81,10 @@ def _base(model: ModelPatcher, kind: Format) -> Iterator[Base]:
 
 def _dtype_of(tensors: Mapping[str, Tensor]) -> torch.dtype:
     """That of most values."""
-    counts: dict[torch.dtype, int] = {}
+    counts = Counter[torch.dtype]()
     for tensor in tensors.values():
-        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
-    return max(counts, key=lambda dtype: counts[dtype])
+        counts[tensor.dtype] += tensor.numel()
+    return counts.most_common(1)[0][0]
 
 
 def _markers(model: ModelPatcher) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import comfy.model_management
 import comfy.model_patcher
@@ -12,7 +12,7 @@ from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
 
 from ...esd_core.errors import ESDError
-from ...esd_core.models.swap import Slot
+from ...esd_core.models.swap import replaced, slots_of
 from ...esd_core.storage.dtypes import PRECISIONS
 from .model import refuse_quantised
 
@@ -69,24 +69,13 @@ def _clone(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.Model
     return model.clone(disable_dynamic=True)
 
 
-@contextmanager
-def _plain(unet: nn.Module) -> Iterator[None]:
-    """Parameters become frozen, plain views; on exit, views still in place are replaced by the
-    original parameters."""
-    before: list[tuple[Slot, nn.Parameter, nn.Parameter]] = []
-    try:
-        for module in unet.modules():
-            for name, parameter in list(module._parameters.items()):
-                if parameter is not None:
-                    view = nn.Parameter(_view(parameter), requires_grad=False)
-                    before.append(((module, name), parameter, view))
-                    module._parameters[name] = view
-        yield
-    finally:
-        for (module, name), parameter, view in before:
-            # The host may have put its own there since, when it loaded a clone with other patches.
-            if module._parameters[name] is view:
-                module._parameters[name] = parameter
+def _plain(unet: nn.Module) -> AbstractContextManager[None]:
+    """Inside, frozen and plain views stand in for the parameters."""
+    views = {
+        name: nn.Parameter(_view(parameter), requires_grad=False)
+        for name, parameter in unet.named_parameters()
+    }
+    return replaced(slots_of(unet), views)
 
 
 def _view(tensor: Tensor) -> Tensor:

@@ -11,11 +11,13 @@ from pathlib import Path
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
+from comfy.model_management import InterruptProcessingException, processing_interrupted
 
 from ...esd_core.config.settings import ErasureConfig
 from ...esd_core.errors import ESDError
 from ...esd_core.files.cover import covered
 from ...esd_core.files.erasure import Erasure
+from ...esd_core.files.metadata import Key
 from ...esd_core.files.native import read_erasure, write_erasure
 from ...esd_core.storage.reading import read_header
 from ...esd_core.training.checkpoint import RESUMABLE
@@ -23,16 +25,12 @@ from ...esd_core.training.out_of_memory import oom_as_error
 from ...esd_core.training.plan import check
 from ...esd_core.training.run import Result, encoded_prompts, finish, prepare
 from ...esd_core.training.trainer import Trainer
-from . import cancel, folders
+from . import folders
 from .denoiser import HostDenoiser
 from .model import architecture, refuse_quantised
 from .progress import NodeEvents, say
 from .session import borrowed
 from .text import Texts
-
-RUN, LOSSES, ENDING = "esd.run", "esd.losses", "esd.ending"
-"""What the files have in their metadata beside the core's own: which inputs made them, and how
-the run went, so that the same inputs need no second run."""
 
 _REPORTING = {"training.save_every", "training.preview_every"}
 _EVERYTHING = 1e20
@@ -48,7 +46,7 @@ class Trained:
 
     @property
     def losses(self) -> list[float]:
-        losses: list[float] = json.loads(self.erasure.metadata.get(LOSSES, "[]"))
+        losses: list[float] = json.loads(self.erasure.metadata.get(Key.LOSSES, "[]"))
         return losses
 
 
@@ -69,7 +67,7 @@ def train(
 
     Raises:
         ESDError: an input does not fit.
-        cancel.Interrupted: on Cancel; the state is saved.
+        InterruptProcessingException: on Cancel; the state is saved.
     """
     folders.check_prefix(prefix)
     architecture(model)
@@ -92,18 +90,28 @@ def train(
     return _write(result, prefix, run)
 
 
+class _Cancel:
+    """Asked before every step; the host may also raise in the midst of one."""
+
+    def should_stop(self) -> bool:
+        return bool(processing_interrupted())
+
+
 def _train(trainer: Trainer, events: NodeEvents, node: str | None) -> Result:
     say("sampling trajectories", node)
-    result = finish(trainer, cancel.run(trainer, events))
+    outcome = trainer.run(events, _Cancel())
+    if outcome.ending == "stopped":
+        raise InterruptProcessingException
+    result = finish(trainer, outcome)
     return replace(result, erasure=covered(result.erasure, events.cover))
 
 
 def _write(result: Result, prefix: str, run: str) -> Trained:
     outcome = result.outcome
     own = {
-        RUN: run,
-        LOSSES: json.dumps([float(f"{loss:.6g}") for loss in outcome.losses]),
-        ENDING: outcome.ending,
+        Key.RUN: run,
+        Key.LOSSES: json.dumps([float(f"{loss:.6g}") for loss in outcome.losses]),
+        Key.ENDING: outcome.ending,
     }
     erasure = replace(result.erasure, metadata={**result.erasure.metadata, **own})
     path = folders.next_file(folders.LORAS, prefix)
@@ -115,7 +123,7 @@ def _known(prefix: str, run: str) -> Trained | None:
     """The file that these inputs made before, if it is still there."""
     for path in folders.numbered_files(folders.LORAS, prefix):
         try:
-            if read_header(path).metadata.get(RUN) == run:
+            if read_header(path).metadata.get(Key.RUN) == run:
                 return Trained(read_erasure(path), path, False)
         except ESDError:  # somebody else's file
             continue

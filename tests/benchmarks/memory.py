@@ -64,7 +64,7 @@ def ours(sizes: dict[str, Any], dtype: torch.dtype, settings: dict[str, Any]) ->
     config = full_size.config(**short, **settings)
     denoiser = full_size.denoiser(dtype, sizes)
     _take_steps(denoiser, config.override({"width": 64, "height": 64}))  # what libraries hold
-    needed = memory.plan(denoiser, config).needed
+    needed = memory.Planner(denoiser, config).plan(config).needed
     before = psutil.Process().memory_info().rss
     _take_steps(denoiser, config)
     return {"peak": peak_bytes(), "grown": peak_bytes() - before, "needed": needed}

@@ -6,7 +6,6 @@ import time
 
 import numpy as np
 import pytest
-import torch
 from comfy_server import find_comfyui, running
 from graphs import Graph, pictures
 
@@ -21,7 +20,7 @@ def fresh(tmp_path_factory):
     base = tmp_path_factory.mktemp("fresh") / "base"
     path = base / "models" / "diffusion_models" / FILE
     path.parent.mkdir(parents=True)
-    write_unet(path, load_denoiser("pocket", "fp32", "cpu").parameters(), {}, torch.float32)
+    write_unet(path, load_denoiser("pocket", "fp32", "cpu").parameters())
     with running(find_comfyui(), base) as server:
         yield server
 

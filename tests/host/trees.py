@@ -69,7 +69,7 @@ def planned(model, **settings):
     alone = {"preserve_empty": False, "training.batch_size": 1}
     switch = {"training.gradient_checkpointing": "on"}
     config = ErasureConfig.from_mapping({**shared, **alone, **switch, **settings})
-    plan = memory.plan(OnFourGigabytes(model, None), config)
+    plan = memory.Planner(OnFourGigabytes(model, None), config).plan(config)
     return {"trained": plan.masters + plan.gradients + plan.optimizer, "fits": plan.fits}
 
 

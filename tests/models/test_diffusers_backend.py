@@ -468,7 +468,7 @@ def test_precision_is_what_was_asked_for(folder):
 
 @pytest.mark.parametrize(
     ("name", "match"),
-    [("empty", "model_index.json"), ("weights.ckpt", "no .safetensors file"), ("cut", "cut")],
+    [("empty", "model_index.json"), ("weights.ckpt", "not a .safetensors file"), ("cut", "cut")],
 )
 def test_what_is_no_model_is_refused_by_name(tmp_path, folder, name, match):
     path = tmp_path / name

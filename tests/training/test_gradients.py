@@ -10,10 +10,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from trainers import trainer_of
+from trainers import planned, trainer_of
 
 from esd_core.config.settings import TrainingConfig
-from esd_core.training import plan as memory
 from esd_core.training.gradients import Bf16Gradients, chunks, keeps_bf16
 from esd_core.training.update import Update
 
@@ -204,10 +203,10 @@ def test_training_in_bf16_has_the_same_bits_either_way(make_denoiser, settings, 
     config = settings(
         {"training.max_grad_norm": 0.0, "training.gradient_checkpointing": checkpointing}
     )
-    planned = memory.plan(denoiser, config)
-    assert planned.keeps_bf16
+    plan = planned(denoiser, config)
+    assert plan.keeps_bf16
     for short in (True, False):
-        trainer = trainer_of(denoiser, config, plan=replace(planned, keeps_bf16=short))
+        trainer = trainer_of(denoiser, config, plan=replace(plan, keeps_bf16=short))
         assert bool(trainer.update.bf16_gradients) == short
         with denoiser.checkpointed(trainer.plan.checkpointing):
             for _ in range(2):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainers import bank_of, trainer_of
+from trainers import bank_of, planned, trainer_of
 
 from esd_core.cli.main import main
 from esd_core.config.settings import TrainingConfig
@@ -52,7 +52,7 @@ def count(denoiser, method):
 @pytest.mark.parametrize(("optimizer", "each"), [("adamw", 8), ("adamw8bit", 2)])
 def test_what_is_trained_is_counted(small, settings, method, optimizer, each):
     asked = {"method": method, "training.optimizer": optimizer}
-    plan = memory.plan(small, settings(asked))
+    plan = planned(small, settings(asked))
     trained = count(small, method)
     assert plan.masters == plan.gradients == 4 * trained
     assert plan.optimizer == each * trained
@@ -71,7 +71,7 @@ def test_the_optimizers_state_is_as_large_as_planned(small, settings, recorder, 
         for value in entries.values()
         if isinstance(value, torch.Tensor) and value.numel() > 1
     )
-    plan = memory.plan(small, config)
+    plan = planned(small, config)
     assert held == pytest.approx(plan.optimizer, rel=0.001)
 
 
@@ -79,13 +79,13 @@ def test_the_banks_samples_are_as_large_as_planned(small, settings):
     config = settings()
     samples = bank_of(small, config).sample_round(0, torch.Generator())
     held = sum(samples.tensors()[name].nbytes for name in ("x", "target"))
-    assert memory.plan(small, config).bank == held
+    assert planned(small, config).bank == held
 
 
 def test_checkpointing_and_size_count_by_what_they_do(small, settings):
     def activations(edge, switch):
         size = {"width": edge, "height": edge, "training.gradient_checkpointing": switch}
-        return memory.plan(small, settings(size)).activations
+        return planned(small, settings(size)).activations
 
     assert activations(256, "on") < activations(256, "off") / 2
     assert 3.2 < activations(256, "off") / activations(128, "off") < 4.2
@@ -112,10 +112,10 @@ def test_one_rehearsal_counts_every_batch_and_size(
 
 
 def test_from_the_second_pass_on_all_gradients_are_there(small, settings):
-    whole = memory.plan(small, settings(LARGE))
+    whole = planned(small, settings(LARGE))
     small.free = needs(small, settings, gradient_checkpointing="on") - 1
-    split = memory.plan(small, settings(LARGE))
-    assert (whole.passes, split.passes) == (1, -(-4 // split.micro_batch))
+    split = planned(small, settings(LARGE))
+    assert whole.micro_batch == 4 > split.micro_batch
     count = DryRun(small, settings(LARGE)).step(settings(LARGE), True)
     alone = count.peak(split.micro_batch, 32, 32)
     assert split.needed >= split.masters + split.optimizer + split.gradients + alone
@@ -144,7 +144,7 @@ LARGE = {"width": 256, "height": 256}
 def needs(small, settings, **changes):
     """Bytes that a run of LARGE needs with these settings of the training."""
     dotted = {f"training.{name}": value for name, value in changes.items()}
-    return memory.plan(small, settings({**LARGE, **dotted})).needed
+    return planned(small, settings({**LARGE, **dotted})).needed
 
 
 def test_auto_recomputes_only_where_it_must(small, settings):
@@ -164,14 +164,14 @@ def test_a_batch_is_split_before_a_run_is_refused(small, settings):
 def test_a_run_that_does_not_fit_does_not_start(small, settings, recorder, monkeypatch):
     """It names settings that do fit."""
     small.free = 0
-    small.free = memory.plan(small, settings(LARGE)).needed - 1  # of parts of one sample
+    small.free = planned(small, settings(LARGE)).needed - 1  # of parts of one sample
     monkeypatch.setattr(run, "Bank", None)  # what would be made first
     host = recorder()
     with pytest.raises(ESDError, match=r"needs .* MB .* free on cpu: it fits with") as told:
         erase(small, settings(LARGE), host, host)
     assert str(told.value).endswith("it fits with `training.optimizer` = adafactor")
     milder = {**LARGE, "training.optimizer": "adafactor"}
-    assert memory.plan(small, settings(milder)).fits
+    assert planned(small, settings(milder)).fits
 
 
 def test_a_device_that_is_much_too_small_is_told(small, settings):
@@ -186,7 +186,7 @@ def test_parts_of_a_batch_add_up_to_it(small, settings, overrides):
     """Gradients of one step: split in three and whole, to float32's rounding."""
     config, gradients = settings({"training.max_grad_norm": 0.0, **overrides}), []
     for part in (4, 3):
-        plan = replace(memory.plan(small, config), micro_batch=part)
+        plan = replace(planned(small, config), micro_batch=part)
         trainer = trainer_of(small, config, plan=plan)
         kept = []
         masters = trainer.student.masters.values()
