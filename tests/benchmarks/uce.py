@@ -43,7 +43,7 @@ class Setting:
         erase_scale: weight of what is erased, where a prompt that is preserved counts 1.
         expand: EXPANDED prompts too.
         all_states: of every state from the last word to the end, not of that one alone.
-        preserve: all generic words that our own contexts draw from.
+        preserve: all generic words that our own contexts draw from, by their names alone.
     """
 
     lamb: float = 0.5
@@ -60,7 +60,7 @@ def make(denoiser: DiffusersDenoiser, concept: str, given: dict[str, Any]) -> tu
     erased = [template.format(concept) for template in templates]
     inputs, guides = _pairs(denoiser, erased, GUIDES[KINDS[concept]], setting.all_states)
     words = _words(concept) if setting.preserve else []
-    kept = _gram(denoiser, [t.format(w) for w in words for t in templates], setting.all_states)
+    kept = _gram(denoiser, words, setting.all_states)
     weights = {
         name: denoiser.parameters()[name]
         for name in select("esd-x-strict", denoiser.parameters(), denoiser.architecture)
