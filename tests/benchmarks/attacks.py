@@ -148,7 +148,9 @@ def learned_prompts(
     """The prompts' own states, moved to where pictures of the concept are denoised best.
 
     Projected gradient descent (Madry et al., arXiv 1706.06083) in a ball around each prompt's
-    states whose radius is their distance from those of the empty prompt.
+    states, whose radius is half of their distance from those of the empty prompt: much farther,
+    and guidance makes of the untouched model's own prompts what shows the concept less. Steps
+    shrink linearly, from five times the radius shared out among them.
 
     Args:
         rows: P prompts.
@@ -156,9 +158,9 @@ def learned_prompts(
     """
     noise = torch.Generator().manual_seed(0)
     empty = denoiser.encode([""], SIZE, SIZE).context
-    radius = (rows.context - empty).norm(dim=(1, 2), keepdim=True)
+    radius = (rows.context - empty).norm(dim=(1, 2), keepdim=True) / 2
     moved = torch.zeros_like(rows.context)
-    for _ in range(steps):
+    for step in range(steps):
         moved.requires_grad_(True)
         spread = replace(rows, context=rows.context + moved)
         places = torch.randint(latents.shape[1], (batch,), generator=noise)
@@ -166,18 +168,22 @@ def learned_prompts(
         each = spread.map(lambda part: repeat(part, "p ... -> (p b) ...", b=batch))
         loss = denoising_loss(denoiser, shown, each, noise)
         (slope,) = torch.autograd.grad(loss, moved)
-        moved = projected(moved.detach(), slope, radius, steps)
+        length = 5 / steps * (1 - step / steps)
+        moved = projected(moved.detach(), slope, radius, length)
     return replace(rows, context=rows.context + moved.detach())
 
 
-def projected(moved: Tensor, slope: Tensor, radius: Tensor, steps: int) -> Tensor:
-    """A step of 2.5 / steps of the radius down the slope, and back into the ball.
+def projected(moved: Tensor, slope: Tensor, radius: Tensor, length: float) -> Tensor:
+    """A step of so many radii down the slope, and back into the ball.
 
     moved, slope: [P, tokens, width]; radius: [P, 1, 1].
     """
-    length = slope.norm(dim=(1, 2), keepdim=True).clamp(min=1e-12)
-    moved = moved - 2.5 / steps * radius * slope / length
-    return moved * (radius / moved.norm(dim=(1, 2), keepdim=True).clamp(min=1e-12)).clamp(max=1)
+    moved = moved - length * radius * slope / _length(slope)
+    return moved * (radius / _length(moved)).clamp(max=1)
+
+
+def _length(rows: Tensor) -> Tensor:
+    return rows.norm(dim=(1, 2), keepdim=True).clamp(min=1e-12)
 
 
 # -- benign fine-tuning ------------------------------------------------------------------------
