@@ -1,5 +1,6 @@
 """What the default erases on pocket, and what it leaves alone: every concept, by its name alone.
 
+    make bench NAME=efficacy [JSON=OUT.json] [ARGS="--seeds N --only NAME --struck"]
     python -m benchmarks.efficacy OUT.json [--seeds N] [--only NAME] [--struck]
 
 Prompts and seeds are in no other file: settings were chosen on captions.HELD_OUT_*, and by other
@@ -14,6 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from esd_core.images.render import render
 from esd_core.method.contexts import ContextTerms
 from esd_core.models.diffusers_backend import DiffusersDenoiser
 from esd_core.pocket import GUIDANCE
-from esd_core.pocket.judge import KINDS, Reading, load_oracle, make_cases, read
+from esd_core.pocket.judge import KINDS, PromptOf, load_oracle, make_cases, read
 from esd_core.pocket.world import OBJECTS, PLAIN, SIZE, STYLES
 from esd_core.training.run import erase
 
@@ -72,6 +74,19 @@ def prompt_of(name: str, look: str, index: int) -> str:
     return templates[index % len(templates)].format(object=name, style=look)
 
 
+@dataclass(frozen=True)
+class Split:
+    """Pictures that shares are taken of: `per_pair` of every object in every look."""
+
+    prompt: PromptOf
+    first_seed: int
+    steps: int
+    per_pair: int
+
+
+JUDGED = Split(prompt_of, FIRST_SEED, STEPS, PER_PAIR)
+
+
 def wordings(name: str) -> list[str]:
     templates = STYLE_WORDINGS if KINDS[name] == "style" else OBJECT_WORDINGS
     asked = [t.format(c=name, l=name.lower()) for t in templates]
@@ -95,16 +110,17 @@ def measure(denoiser: DiffusersDenoiser, lines: Sequence[str], seed: int) -> dic
         "cpu_seconds": round(cpu, 1),
         "evaluations": result.report["teacher_evaluations"],
         "probes": result.report["probes"]["share"],
-        "seen": [[*r.asked, *r.seen] for r in after],
+        "seen": after,
         "wordings": worded,
     }
 
 
-def readings(denoiser: DiffusersDenoiser) -> tuple[Reading, ...]:
-    cases = make_cases(PER_PAIR, FIRST_SEED, prompt_of)
+def readings(denoiser: DiffusersDenoiser, split: Split = JUDGED) -> list[list[str]]:
+    """A row a picture: object and look that were asked for, object and look that it shows."""
+    cases = make_cases(split.per_pair, split.first_seed, split.prompt)
     prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
-    pictures = render(denoiser, prompts, seeds, STEPS, GUIDANCE, SIZE, SIZE)
-    return read(load_oracle(), cases, pictures)
+    pictures = render(denoiser, prompts, seeds, split.steps, GUIDANCE, SIZE, SIZE)
+    return [[*r.asked, *r.seen] for r in read(load_oracle(), cases, pictures)]
 
 
 def shown_in_wordings(denoiser: DiffusersDenoiser, name: str) -> dict[str, float]:
@@ -189,26 +205,27 @@ def _range(values: Sequence[float]) -> str:
     return middle if min(values) == max(values) else f"{middle} ({spread})"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks efficacy", description=__doc__)
+    parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", action="append")
     parser.add_argument("--struck", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.struck:
         strike()
-    denoiser = pocket.load()
-    state = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"runs": []}
+    denoiser, out = pocket.load(), arguments.out
+    state = json.loads(out.read_text()) if out and out.exists() else {"runs": []}
     if "before" not in state:
-        state["before"] = {"seen": [[*r.asked, *r.seen] for r in readings(denoiser)]}
+        state["before"] = {"seen": readings(denoiser)}
     for seed in range(arguments.seeds):
         for lines in RUNS:
             is_done = any((r["lines"], r["seed"]) == ([*lines], seed) for r in state["runs"])
             if is_done or (arguments.only and " + ".join(lines) not in arguments.only):
                 continue
             state["runs"].append(measure(denoiser, lines, seed))
-            arguments.out.write_text(json.dumps(state))
+            if out:
+                out.write_text(json.dumps(state))
             print(table(state["runs"][-1:], state["before"]).splitlines()[-1], flush=True)
     print(table(state["runs"], state["before"]))
 

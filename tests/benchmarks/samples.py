@@ -53,6 +53,7 @@ def run(pairs: int, samples: int = 640) -> list[Figure]:
 def _config(seed: int, reuse: int, samples: int) -> ErasureConfig:
     return pocket.config(
         seed=seed,
+        contexts=(),
         preserve_empty=False,
         width=64,
         height=64,
