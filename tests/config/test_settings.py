@@ -228,7 +228,7 @@ def test_settings_that_do_not_fit_each_other(dotted: dict[str, Any], message: st
         ({"preserve": ["a  house", "b"]}, ("", "a house", "b")),
         ({"preserve": ["a"], "preserve_empty": False}, ("a",)),
         ({"preserve": ["a"], "preserve_weight": 0}, ()),
-        ({"preserve_empty": False, "training.batch_size": 1}, ()),
+        ({"preserve_empty": False, "contexts": [], "training.batch_size": 1}, ()),
     ],
 )
 def test_what_is_preserved(dotted: dict[str, Any], expected: tuple[str, ...]) -> None:
