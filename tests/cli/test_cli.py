@@ -227,7 +227,8 @@ def start(*words: object) -> subprocess.Popen[str]:
 def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     out, state = tmp_path / "a b.safetensors", tmp_path / "a b.state.safetensors"
     quick = ("--trajectory-steps", "2", "--count", "1", "--batch-size", "2", "--save-every", "1")
-    quick += ("--preview-every", "100000")
+    # a falling rate depends on the number of steps, which is changed below
+    quick += ("--preview-every", "100000", "--schedule", "constant")
     words = ("erase", *POCKET, "--concept", "Van Gogh", *quick, "--steps", "100000", "--out", out)
     child = start(*words)
     wait_for(state.exists, child)
@@ -483,7 +484,8 @@ def test_a_lora_export_keeps_what_it_says(
         if name.startswith("lora_unet_") and name.endswith(".lora_down.weight")
     }
     kept = float(read_header(out).metadata["esd.lora_kept"])
-    assert f"rank {max(ranks)} keeps {kept:.1%}" in capsys.readouterr().out
+    told = re.search(rf"rank {max(ranks)} keeps ([0-9.]+)%", capsys.readouterr().out)
+    assert told and float(told[1]) == pytest.approx(100 * kept, abs=0.06), "of 4 digits"
     if "--energy" in words:
         assert kept**2 > 0.85  # biases, which no LoRA holds, are lost besides
     else:
