@@ -35,7 +35,7 @@ def widget(name: str) -> io.Input:
         return io.Combo.Input(input_id(name), options=list(choices(field)), **given)
     if kind in (int, float):
         return number(name, kind, limits(field), given)
-    given |= {"default": "", "placeholder": _ADVICE[name]}
+    given |= {"default": "\n".join(field.default), "placeholder": _ADVICE[name]}
     return io.String.Input(input_id(name), multiline=True, **given)
 
 
