@@ -73,7 +73,10 @@ def test_every_setting_has_a_widget_with_its_own_words_and_default(declared):
         table, _, key = name.rpartition(".")
         options = widgets[f"trajectory_{key}" if table == "trajectory" else key]
         assert options["tooltip"] == described(field)
-        assert options["default"] == ("" if kind_of(field) is tuple else field.default)
+        is_lines = kind_of(field) is tuple
+        expected = "\n".join(field.default) if is_lines else field.default
+        assert options["default"] == expected
+    assert widgets["contexts"]["default"] == "auto"
 
 
 def test_a_seed_does_not_change_by_itself(declared):

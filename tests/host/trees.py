@@ -66,7 +66,7 @@ def planned(model, **settings):
     """Bytes for masters, gradients and optimizer at 256x256, and whether all of it fits."""
     shared = {"concepts": ["Van Gogh"], "width": 256, "height": 256}
     # Parts of a batch, each of which would be tried, are tried elsewhere.
-    alone = {"preserve_empty": False, "training.batch_size": 1}
+    alone = {"contexts": [], "preserve_empty": False, "training.batch_size": 1}
     switch = {"training.gradient_checkpointing": "on"}
     config = ErasureConfig.from_mapping({**shared, **alone, **switch, **settings})
     plan = memory.Planner(OnFourGigabytes(model, None), config).plan(config)
