@@ -121,15 +121,9 @@ def test_a_benchmark_prints_and_writes_its_result(tmp_path, capsys):
 
 
 def test_make_hands_on_what_it_is_given():
-    words = [
-        "make",
-        "--no-print-directory",
-        "--dry-run",
-        "bench",
-        "NAME=all",
-        "JSON=a.json",
-        "PAIRS=2",
-    ]
+    """Also inside `make test ARGS=...`, whose own ARGS would be handed on."""
+    given = ["NAME=all", "JSON=a.json", "PAIRS=2", "ARGS="]
+    words = ["make", "--no-print-directory", "--dry-run", "bench", *given]
     made = subprocess.run(words, cwd=TESTS.parent, capture_output=True, text=True, check=True)
     command = made.stdout.splitlines()[-1].split()
     assert command[-6:] == ["benchmarks", "all", "--json", "a.json", "--pairs", "2"]
