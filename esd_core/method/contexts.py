@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..config.concepts import Concept
 from ..config.settings import AUTO, ErasureConfig
@@ -215,6 +215,23 @@ def _without(text: str) -> str:
 _LEADING = ("a", "an", "the", "by", "of", "in", "style", "with", "and", "like", "as")
 
 
+def without_names(role: Role, concepts: Sequence[Concept]) -> Role:
+    """The role for who erases "photo": no template that says so, no anchor that holds it."""
+    names = "|".join(re.escape(concept.name) for concept in concepts)
+    named = re.compile(rf"\b({names})s?\b", re.IGNORECASE)
+
+    def clean(templates: tuple[Template, ...]) -> tuple[Template, ...]:
+        kept = [t for t in templates if not named.search(t.text)]
+        return tuple(Template(t.text, "" if named.search(t.without) else t.without) for t in kept)
+
+    return replace(
+        role,
+        plain=clean(role.plain) or (Template("{c}"),),
+        mixed=clean(role.mixed),
+        held_out=clean(role.held_out),
+    )
+
+
 class Draw(random.Random):
     """Of words that do not hold what is being erased: who erases boats erases sailboats."""
 
@@ -263,7 +280,8 @@ class ContextTerms:
 
     def _roles(self, concept: Concept) -> tuple[Role, ...]:
         auto = ROLES[concept.kind] if self._has_auto else ()
-        return (*auto, self._own) if self._own else auto
+        roles = (*auto, self._own) if self._own else auto
+        return tuple(without_names(role, self._config.concepts) for role in roles)
 
     def _template(self, role: Role) -> Template:
         """One of the role's, with words beside the concept."""
@@ -295,7 +313,7 @@ def probed(config: ErasureConfig) -> dict[str, tuple[Term, ...]]:
         held_out = [
             erasing_in(template.with_words(draw.word(role.words)), concept, eta)
             for role in ROLES[concept.kind]
-            for template in role.held_out
+            for template in without_names(role, config.concepts).held_out
         ]
         found[str(concept)] = (bare, *held_out)
     return found

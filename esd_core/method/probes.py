@@ -51,7 +51,11 @@ class ProbeReport:
 
 @dataclass(frozen=True)
 class _States:
-    """What the teacher predicts at the states of one prompt's trajectories; rows are states."""
+    """What the teacher predicts at the states of one prompt's trajectories; rows are states.
+
+    On the CPU, and with one row of `prompt` for all: there are a dozen of these, and at SDXL's
+    size they would take 0.3 GB of the device.
+    """
 
     x: Tensor
     sigma: Tensor
@@ -119,7 +123,7 @@ class Probes:
             lambda x, sigma, predicted: seen.append((x, sigma, predicted)),
             self._sampling_batch,
         )
-        sigma = torch.tensor([s for _, s, _ in seen], device=noise.device)
+        sigma = torch.tensor([s for _, s, _ in seen])
         sigma = repeat(sigma, "s -> (s n)", n=TRAJECTORIES)
         for index, row in enumerate(asked):
             part = slice(index * TRAJECTORIES, (index + 1) * TRAJECTORIES)
@@ -128,8 +132,9 @@ class Probes:
                 torch.cat([predictions[i][part] for _, _, predictions in seen])
                 for i in range(len(row))
             ]
-            own = encoded.select([int(places[index, 0])] * len(x))
-            self._states[row] = _States(x, sigma, own, dict(zip(row, predicted, strict=True)))
+            own = encoded.select([int(places[index, 0])]).map(lambda tensor: tensor.cpu())
+            cpu = [prediction.cpu() for prediction in predicted]
+            self._states[row] = _States(x.cpu(), sigma, own, dict(zip(row, cpu, strict=True)))
 
     @torch.no_grad()
     def measure(self, student: Mapping[str, Tensor]) -> ProbeReport:
@@ -162,13 +167,18 @@ class Probes:
         return share, float((predicted - states.predicted[term.base]).norm() / direction.norm())
 
     def _predict(self, states: _States) -> Tensor:
-        """The student's direction at all states, in batches no larger than the training's."""
+        """The student's direction at all states, on the CPU, in batches no larger than the
+        training's."""
+        device = self._denoiser.device
+        prompt = states.prompt.map(lambda tensor: tensor.to(device))
         parts = torch.arange(len(states.x)).split(self._config.training.batch_size)
         return torch.cat(
             [
                 self._denoiser.predict(
-                    states.x[rows], states.sigma[rows], states.prompt.select(rows)
-                )
+                    states.x[rows].to(device),
+                    states.sigma[rows].to(device),
+                    prompt.select([0] * len(rows)),
+                ).cpu()
                 for rows in parts
             ]
         )

@@ -169,6 +169,16 @@ def test_no_word_holds_what_is_erased(settings):
     assert len(found) > 400 and not any("boat" in term.student for term in found)
 
 
+@pytest.mark.parametrize("name", ["photo", "Painting", "person", "art"])
+def test_what_templates_say_can_be_erased_too(settings, name):
+    """No prompt that is preserved names it, nor does an anchor, which is preserved as well."""
+    source = drawn(settings, rounds=20, concepts=[f"{name} (object)", "a face (person)"])
+    held = [term.student for term in preserving(source, 20)]
+    held += [term.anchor for term in erasing(source, 20)]
+    assert len(held) > 100
+    assert not [prompt for prompt in held if re.search(rf"\b{name}s?\b", prompt, re.IGNORECASE)]
+
+
 def test_a_line_is_probed_by_its_name_and_in_contexts(settings):
     config = settings({**AUTO, "concepts": ["Van Gogh (style)", "boat (object) -> a tree"]})
     asked = probed(config)
