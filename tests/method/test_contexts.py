@@ -7,21 +7,9 @@ from trainers import bank_of
 
 from esd_core.config.concepts import parse
 from esd_core.errors import ConfigError
-from esd_core.method.contexts import (
-    ACT,
-    MOST,
-    OBJECT,
-    PERSON,
-    ROLES,
-    STYLE,
-    ContextTerms,
-    Template,
-    own_role,
-    plural,
-    probed,
-    term_source,
-)
+from esd_core.method.contexts import MOST, ContextTerms, probed, term_source
 from esd_core.method.rounds import Rounds
+from esd_core.method.templates import ACT, OBJECT, PERSON, ROLES, STYLE, Template, own_role, plural
 from esd_core.method.terms import LineTerms, Term
 from esd_core.method.words import OBJECTS, STYLES
 

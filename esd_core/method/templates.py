@@ -1,0 +1,204 @@
+"""Templates: generic prompts with a place for a concept, by what the concept can be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ..config.concepts import Concept
+from .words import OBJECTS, STYLES
+
+
+@dataclass(frozen=True)
+class Template:
+    """A prompt for a concept {c}, and the same without it.
+
+    {c:s} is the concept's plural, {w} another word, {a} an adjective.
+    """
+
+    text: str
+    without: str = ""
+
+    def with_words(self, word: str, adjective: str = "") -> Template:
+        """All but the concept in its place."""
+        text = self.text.replace("{a}", adjective).replace("{w}", word)
+        return Template(text, self.without.replace("{w}", word))
+
+    def prompt(self, concept: str) -> str:
+        text = self.text.replace("{c:s}", plural(concept)).replace("{c}", concept)
+        return _with_articles(text)
+
+    def anchor(self) -> str:
+        """The same without the concept."""
+        return _with_articles(self.without)
+
+
+def plural(noun: str) -> str:
+    """Of an English noun by the rule; irregular ones are taken as if they were not."""
+    if re.search(r"(s|x|z|ch|sh)$", noun, re.IGNORECASE):
+        return f"{noun}es"
+    if re.search(r"[^aeiou]y$", noun, re.IGNORECASE):
+        return f"{noun[:-1]}ies"
+    return f"{noun}s"
+
+
+def _with_articles(text: str) -> str:
+    """ "a apple" becomes "an apple"."""
+    return re.sub(r"\b([Aa]) (?=[aeiouAEIOU])", r"\1n ", text)
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a concept can be in a prompt.
+
+    Attributes:
+        plain: templates of the concept alone. mixed: with a word of `words` beside it.
+        held_out: of both sorts, for probes.
+        others: what may stand in the concept's place.
+    """
+
+    plain: tuple[Template, ...]
+    mixed: tuple[Template, ...]
+    held_out: tuple[Template, ...]
+    words: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+STYLE = Role(
+    plain=(
+        Template("{c}"),
+        Template("{c} style"),
+        Template("a painting in the style of {c}", "a painting"),
+        Template("a {c} painting", "a painting"),
+        Template("art in the style of {c}", "art"),
+    ),
+    mixed=(
+        Template("a {w} in the style of {c}", "a {w}"),
+        Template("a {c} painting of a {w}", "a painting of a {w}"),
+        Template("{w}, {c} style", "{w}"),
+        Template("{c} {w}", "{w}"),
+        Template("a picture of a {w} in {c} style", "a picture of a {w}"),
+    ),
+    held_out=(
+        Template("{c} artwork", "artwork"),
+        Template("an image of a {w} by {c}", "an image of a {w}"),
+        Template("a {w} like {c} would paint it", "a {w}"),
+    ),
+    words=OBJECTS,
+    others=STYLES,
+)
+OBJECT = Role(
+    plain=(
+        Template("{c}", "a photo"),
+        Template("a {c}", "a photo"),
+        Template("the {c}", "a photo"),
+        Template("a photo of a {c}", "a photo"),
+        Template("a picture of a {c}", "a picture"),
+        Template("{c:s}", "a photo"),
+        Template("a {a} {c}", "a photo"),
+        Template("{a} {c:s}", "a photo"),
+    ),
+    mixed=(
+        Template("a {c} in the style of {w}", "art in the style of {w}"),
+        Template("a {w} painting of a {c}", "a {w} painting"),
+        Template("{c}, {w} style", "{w} style"),
+        Template("{w} {c}", "{w}"),
+        Template("a picture of a {c} in {w} style", "a picture in {w} style"),
+    ),
+    held_out=(
+        Template("a snapshot of a {c}", "a snapshot"),
+        Template("a {w} image of a {c}", "a {w} image"),
+        Template("{c} drawn by {w}", "drawn by {w}"),
+    ),
+    words=STYLES,
+    others=OBJECTS,
+)
+PERSON = Role(
+    plain=(
+        Template("{c}", "a person"),
+        Template("a photo of {c}", "a photo of a person"),
+        Template("a portrait of {c}", "a portrait of a person"),
+        Template("the face of {c}", "the face of a person"),
+    ),
+    mixed=(
+        Template("{c} in the style of {w}", "a person in the style of {w}"),
+        Template("a {w} painting of {c}", "a {w} painting of a person"),
+        Template("{c}, {w} style", "a person, {w} style"),
+        Template("a {w} portrait of {c}", "a {w} portrait of a person"),
+    ),
+    held_out=(
+        Template("a snapshot of {c}", "a snapshot of a person"),
+        Template("{c} drawn by {w}", "a person drawn by {w}"),
+    ),
+    words=STYLES,
+    others=OBJECTS,
+)
+ACT = Role(
+    plain=(
+        Template("{c}", "a person"),
+        Template("a person, {c}", "a person"),
+        Template("a photo of a person, {c}", "a photo of a person"),
+        Template("{c}, a woman", "a woman"),
+        Template("{c}, a man", "a man"),
+    ),
+    mixed=(
+        Template("{c} in the style of {w}", "a person in the style of {w}"),
+        Template("a {w} painting of a person, {c}", "a {w} painting of a person"),
+        Template("people, {c}, {w} style", "people, {w} style"),
+    ),
+    held_out=(
+        Template("a snapshot of {c}", "a snapshot of a person"),
+        Template("people drawn by {w}, {c}", "people drawn by {w}"),
+    ),
+    words=STYLES,
+    others=OBJECTS,
+)
+ROLES = {
+    "style": (STYLE,),
+    "object": (OBJECT,),
+    "person": (PERSON,),
+    "act": (ACT,),
+    "": (STYLE, OBJECT),
+}
+"""By the kind of a concept; one whose kind is not said is erased as a style and as an object."""
+
+ADJECTIVES = (
+    *("beautiful", "black", "blue", "bright", "dark", "green", "heavy", "huge", "little", "lovely"),
+    *("modern", "new", "old", "round", "simple", "small", "strange", "white", "wooden", "yellow"),
+)
+
+
+def own_role(templates: Sequence[str]) -> Role:
+    """Of a person's own templates, with {} for the concept."""
+    plain = tuple(Template(text.replace("{}", "{c}"), _without(text)) for text in templates)
+    return Role(plain, (), (), ("",), OBJECTS + STYLES)
+
+
+def _without(text: str) -> str:
+    """What is left of a prompt without its {}, and without the small words that led to it."""
+    before, _, after = text.partition("{}")
+    words = before.split()
+    while words and words[-1].lower().strip(",") in _LEADING:
+        words.pop()
+    return " ".join([*words, *after.split()]).strip(" ,")
+
+
+_LEADING = ("a", "an", "the", "by", "of", "in", "style", "with", "and", "like", "as")
+
+
+def without_names(role: Role, concepts: Sequence[Concept]) -> Role:
+    """The role for who erases "photo": no template that says so, no anchor that holds it."""
+    names = "|".join(re.escape(concept.name) for concept in concepts)
+    named = re.compile(rf"\b({names})s?\b", re.IGNORECASE)
+
+    def clean(templates: tuple[Template, ...]) -> tuple[Template, ...]:
+        kept = [t for t in templates if not named.search(t.text)]
+        return tuple(Template(t.text, "" if named.search(t.without) else t.without) for t in kept)
+
+    return replace(
+        role,
+        plain=clean(role.plain) or (Template("{c}"),),
+        mixed=clean(role.mixed),
+        held_out=clean(role.held_out),
+    )
