@@ -39,7 +39,7 @@ lint: $(INSTALLED)
 # A figure beside its rival's: make bench NAME=samples|erase|memory|step|concepts|batching|load, or all.
 # JSON=FILE keeps the figures, PAIRS=N sets how often each side runs.
 # NAME=efficacy|rivals|attack make tables of what is erased: all leaves them out, since they take an
-# hour or more. JSON=FILE keeps their runs, and goes on from them; PAIRS=N is the number of seeds;
+# hour or more. JSON=FILE keeps their runs, and goes on from them; PAIRS=N seeds, but for attack, which has one;
 # options of their own go into ARGS: make bench NAME=rivals ARGS="--only house --per-pair 4".
 bench: $(INSTALLED)
 	$(IN_HOST) PYTHONPATH=tests $(VENV)/bin/python -m benchmarks $(NAME) $(if $(JSON),--json $(JSON)) $(if $(PAIRS),--pairs $(PAIRS)) $(ARGS)

@@ -13,11 +13,14 @@ TESTS = Path(__file__).parent
 if str(TESTS) not in sys.path:
     sys.path.insert(0, str(TESTS))
 
-from benchmarks import batching, full_size, samples  # noqa: E402
+from benchmarks import batching, efficacy, full_size, samples  # noqa: E402
 from benchmarks.__main__ import main  # noqa: E402
 from benchmarks.figure import Figure, table  # noqa: E402
 from benchmarks.official import official  # noqa: E402
 from trainers import trainer_of  # noqa: E402
+
+from esd_core.config.settings import ErasureConfig  # noqa: E402
+from esd_core.method.contexts import Draw  # noqa: E402
 
 
 def test_a_figure_is_the_median_of_its_pairs():
@@ -127,3 +130,12 @@ def test_make_hands_on_what_it_is_given():
     made = subprocess.run(words, cwd=TESTS.parent, capture_output=True, text=True, check=True)
     command = made.stdout.splitlines()[-1].split()
     assert command[-6:] == ["benchmarks", "all", "--json", "a.json", "--pairs", "2"]
+
+
+def test_struck_words_are_never_drawn(monkeypatch):
+    monkeypatch.setattr(Draw, "word", Draw.word)  # put back afterwards
+    draw = Draw(ErasureConfig.from_mapping({"concepts": ["Monet"]}))
+    names = ("Van Gogh", "owl", "sail boat", "House")
+    assert {draw.word(names) for _ in range(60)} == {*names}
+    efficacy.strike()
+    assert {draw.word(names) for _ in range(60)} == {"owl"}

@@ -21,7 +21,7 @@ from typing import Any
 
 from esd_core.files.apply import applied
 from esd_core.images.render import render
-from esd_core.method.contexts import ContextTerms
+from esd_core.method.contexts import Draw
 from esd_core.models.diffusers_backend import DiffusersDenoiser
 from esd_core.pocket import GUIDANCE
 from esd_core.pocket.judge import KINDS, PromptOf, load_oracle, make_cases, read
@@ -233,15 +233,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 def strike() -> None:
     """Keeps pocket's own words from being drawn."""
     own = {name.casefold() for name in (*OBJECTS, *STYLES)}
-    draw = ContextTerms._word
+    draw = Draw.word
 
-    def other_word(self: ContextTerms, words: Sequence[str]) -> str:
+    def other_word(self: Draw, words: Sequence[str]) -> str:
         while True:
             word = draw(self, words)
             if not own & {word.casefold(), *word.casefold().split()}:
                 return word
 
-    ContextTerms._word = other_word  # type: ignore[method-assign]
+    Draw.word = other_word  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
