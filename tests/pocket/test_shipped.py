@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,17 +76,27 @@ def test_the_oracle_reads_99_of_100_fresh_drawings() -> None:
         assert np.mean(right) >= 0.99
 
 
-def test_an_erased_style_is_gone_and_the_rest_survives(
-    pocket: DiffusersDenoiser, tmp_path: Path
-) -> None:
-    """The demo's run, read back from its file and judged on 12 pictures a pair."""
+@pytest.fixture(scope="module")
+def judged(pocket: DiffusersDenoiser, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The demo's run, read back from its file and judged on 24 pictures a name."""
     config = ErasureConfig.from_mapping(override(load_preset(POCKET), {"concepts": ["Van Gogh"]}))
     before = {name: value.clone() for name, value in pocket.parameters().items()}
     result = erase(pocket, config, Quiet(), Quiet())
-    path = tmp_path / "erasure.safetensors"
+    path = tmp_path_factory.mktemp("demo") / "erasure.safetensors"
     write_erasure(path, result.erasure)
-    judged = judge(pocket, [(read_erasure(path), 1.0)], per_pair=4).as_dict()
+    found = judge(pocket, [(read_erasure(path), 1.0)], per_pair=4).as_dict()
+    assert all(torch.equal(value, before[name]) for name, value in pocket.parameters().items())
+    return found
+
+
+def test_an_erased_style_is_gone_and_the_rest_survives(judged: dict[str, Any]) -> None:
     assert judged["concepts"]["Van Gogh"]["before"] >= 0.9
     assert judged["concepts"]["Van Gogh"]["after"] <= 0.05
     assert judged["IRA"] >= 0.95 and judged["CRA"] >= 0.95
-    assert all(torch.equal(value, before[name]) for name, value in pocket.parameters().items())
+
+
+@pytest.mark.xfail(strict=True, reason="boats and cars in Seurat's style suffer: 3 of 24, not 2")
+def test_no_neighbour_of_an_erased_style_loses_more_than_two_pictures(
+    judged: dict[str, Any],
+) -> None:
+    assert judged["worst_drop"] <= 0.09
