@@ -50,9 +50,10 @@ class TerminalEvents:
     def _draw(self, path: Path, step: int, student: dict[str, Tensor]) -> None:
         from ..images.grid import Row, comparison_grid, to_image
         from ..images.render import render
+        from ..method.terms import erasing
 
         config = self._config
-        prompts = [concept.student_prompt for concept in config.concepts]
+        prompts = [term.student for term in erasing(config)]
         seeds, guidance = [config.seed] * len(prompts), config.trajectory.guidance
         size = (config.width, config.height)
         with self._denoiser.swapped(student):

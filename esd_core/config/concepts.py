@@ -51,16 +51,6 @@ class Concept:
                 f'"{self.name}" has an anchor and a prompt to be erased from: give only one of them'
             )
 
-    @property
-    def student_prompt(self) -> str:
-        """The prompt that the student is conditioned on."""
-        return self.erase_from or self.name
-
-    @property
-    def target_base(self) -> str:
-        """The prompt whose prediction the target starts from; "" is the empty prompt."""
-        return self.erase_from or self.anchor
-
     def __str__(self) -> str:
         name = f"{self.name} ({self.kind})" if self.kind else self.name
         if self.anchor:

@@ -219,7 +219,7 @@ class ErasureConfig(Settings):
     @model_validator(mode="after")
     def _fit_each_other(self) -> ErasureConfig:
         parse_all(_lines(self.concepts))  # the default, none, is not validated
-        erased = {concept.student_prompt.casefold() for concept in self.concepts}
+        erased = {(c.erase_from or c.name).casefold() for c in self.concepts}
         for prompt in self.preserve:
             if prompt.casefold() in erased:
                 raise ConfigError(f'`preserve` names "{prompt}", which a concept is erased from')

@@ -1,11 +1,16 @@
 """What an erasure file says of itself."""
 
+from __future__ import annotations
+
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..config.settings import ErasureConfig
 from ..models.architectures import Architecture
+
+if TYPE_CHECKING:  # it needs torch, and the command line reads these names without
+    from ..method.terms import Term
 
 FORMAT = "esd-erasure-1"
 PACK_VERSION = "0.1.0"
@@ -44,20 +49,24 @@ class Key:
 def describe(
     architecture: Architecture,
     config: ErasureConfig,
+    terms: Sequence[Term],
     steps: int,
     probes: Mapping[str, Any],
     fingerprint: str,
 ) -> dict[str, str]:
-    """What was erased from what and how; deterministic: no times, machines or paths."""
-    concepts = config.concepts
-    names = [c.name for c in concepts]
+    """What was erased from what and how; deterministic: no times, machines or paths.
+
+    terms: those of the concepts.
+    """
+    anchors = {str(term.concept): term.anchor for term in terms}
+    names = list(anchors)
     title = ", ".join(names)
     return {
         "format": "pt",
         Key.FORMAT: FORMAT,
         Key.VERSION: PACK_VERSION,
         Key.CONCEPTS: json.dumps(names),
-        Key.ANCHORS: json.dumps({c.name: c.target_base for c in concepts}),
+        Key.ANCHORS: json.dumps(anchors),
         Key.METHOD: config.method,
         Key.CONTEXTS: json.dumps(config.contexts),
         Key.PRESERVED: json.dumps(preserved(config)),

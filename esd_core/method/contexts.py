@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from ..config.concepts import Concept
 from ..config.settings import AUTO, ErasureConfig
 from .templates import ADJECTIVES, ROLES, Role, Template, own_role, without_names
-from .terms import LineTerms, RoundTerms, Term, TermSource, terms
+from .terms import LineTerms, RoundTerms, Term, TermSource, erasing, terms
 
 MIXED = 0.6
 """Share of contexts that have another word beside the concept."""
@@ -73,15 +73,15 @@ class ContextTerms:
     def _round(self, index: int) -> RoundTerms:
         trajectory, concepts = self._config.trajectory, self._config.concepts
         turns = range(index * trajectory.count, (index + 1) * trajectory.count)
-        erasing = []
+        followed = []
         for turn in turns:
             concept = concepts[turn % len(concepts)]
             roles = self._roles(concept)
             template = self._template(roles[turn // len(concepts) % len(roles)])
-            erasing.append(erasing_in(template, concept, self._config.negative_guidance))
-        followed = self._preserving(round(FOLLOWED * trajectory.count))
+            followed.append(erasing_in(template, concept, self._config.negative_guidance))
+        followed += self._preserving(round(FOLLOWED * trajectory.count))
         beside = self._preserving(trajectory.count * trajectory.steps)
-        return RoundTerms((*erasing, *followed), beside)
+        return RoundTerms(tuple(followed), beside)
 
     def _roles(self, concept: Concept) -> tuple[Role, ...]:
         auto = ROLES[concept.kind] if self._has_auto else ()
@@ -114,7 +114,7 @@ def probed(config: ErasureConfig) -> dict[str, tuple[Term, ...]]:
     """By line, what tells how much of its concept is left: its bare prompt, and the concept in
     contexts that no run sees, the same ones in every run."""
     found, eta, draw = {}, config.negative_guidance, Draw(config)
-    for concept, bare in zip(config.concepts, terms(config), strict=False):
+    for concept, bare in zip(config.concepts, erasing(config), strict=True):
         held_out = [
             erasing_in(template.with_words(draw.word(role.words)), concept, eta)
             for role in ROLES[concept.kind]

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..config.settings import ErasureConfig
 from ..models.denoiser import Conditioning, Denoiser
 from .sampling import sample, unit_noise
-from .terms import Term
+from .terms import Term, preserving
 
 TRAJECTORIES, STEPS = 2, 8
 CONTROL_PROMPTS = ("a photo of a dog", "a portrait of a woman", "a city street at night")
@@ -87,7 +87,8 @@ class Probes:
             sampling_batch: how many evaluations go through the network together.
         """
         self._denoiser, self._config, self._sampling_batch = denoiser, config, sampling_batch
-        watched = [(prompt, "") for prompt in (*config.preserved, *CONTROL_PROMPTS)]
+        preserved = (term.student for term in preserving(config))
+        watched = [(prompt, "") for prompt in (*preserved, *CONTROL_PROMPTS)]
         self._states: dict[tuple[str, ...], _States] = {}
         rollouts = [term.rollout() for term in chain(*probed.values())]
         asked = dict.fromkeys([*rollouts, *watched])

@@ -63,10 +63,18 @@ class Term:
 
 
 def terms(config: ErasureConfig) -> tuple[Term, ...]:
-    """What `config` asks: a term for every concept, then one for every prompt to preserve."""
-    erasing = [_erasing(concept, config.negative_guidance) for concept in config.concepts]
-    preserving = [Term(p, p, weight=config.preserve_weight) for p in config.preserved]
-    return (*erasing, *preserving)
+    """What `config` asks: what erases, then what preserves."""
+    return (*erasing(config), *preserving(config))
+
+
+def erasing(config: ErasureConfig) -> tuple[Term, ...]:
+    """A term for every concept, by its bare prompt."""
+    return tuple(_erasing(concept, config.negative_guidance) for concept in config.concepts)
+
+
+def preserving(config: ErasureConfig) -> tuple[Term, ...]:
+    """A term for every prompt to preserve, the empty one first."""
+    return tuple(Term(p, p, weight=config.preserve_weight) for p in config.preserved)
 
 
 def _erasing(concept: Concept, eta: float) -> Term:

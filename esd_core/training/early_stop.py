@@ -8,6 +8,7 @@ from torch import Tensor
 from ..config.settings import TrainingConfig
 from ..errors import ESDError
 from ..method.probes import ProbeReport
+from ..method.terms import Term
 from .student import Student
 
 RUNNING, ERASED, DRIFTED = "running", "erased", "drifted"
@@ -22,8 +23,8 @@ class EarlyStop:
             further when it is resumed.
     """
 
-    def __init__(self, training: TrainingConfig, preserved: tuple[str, ...]) -> None:
-        """preserved: the prompts whose drift counts."""
+    def __init__(self, training: TrainingConfig, preserved: tuple[Term, ...]) -> None:
+        """preserved: those whose drift counts."""
         self._until, self._max_drift = training.until, training.max_drift
         self._preserved = preserved
         self.status = RUNNING
@@ -61,7 +62,7 @@ class EarlyStop:
         return self._best_step
 
     def _drift(self, report: ProbeReport) -> float:
-        return max(report.drift[prompt] for prompt in self._preserved)
+        return max(report.drift[term.student] for term in self._preserved)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -11,6 +11,7 @@ from ..files.finite import is_finite
 from ..files.lora import ALPHA, DOWN, UP
 from ..files.metadata import describe
 from ..method.probes import ProbeReport
+from ..method.terms import erasing
 from ..models.denoiser import Denoiser
 from ..storage.dtypes import PRECISIONS
 from .student import LowRankStudent, Student
@@ -42,7 +43,8 @@ def make_erasure(
         )
     measured = probes.as_dict() if probes else {}
     base = fingerprint(denoiser.parameters())
-    return Erasure(tensors, describe(denoiser.architecture, config, steps, measured, base))
+    about = describe(denoiser.architecture, config, erasing(config), steps, measured, base)
+    return Erasure(tensors, about)
 
 
 def _low_rank_layout(

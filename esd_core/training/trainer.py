@@ -12,6 +12,7 @@ from ..errors import ESDError
 from ..method.objective import regression_loss
 from ..method.probes import ProbeReport, Probes
 from ..method.rounds import Rounds
+from ..method.terms import preserving
 from ..models.denoiser import Denoiser
 from .checkpoint import StateFile
 from .early_stop import RUNNING, EarlyStop
@@ -40,7 +41,7 @@ class Trainer:
         self.state_file = state_file
         masters = list(student.masters.values())
         self.update = Update(masters, config.training, denoiser.compute_dtype, plan.keeps_bf16)
-        self.early_stop = EarlyStop(config.training, config.preserved)
+        self.early_stop = EarlyStop(config.training, preserving(config))
         self.step = 0
         self.losses: list[float] = []
 

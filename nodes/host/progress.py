@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...esd_core.config.settings import ErasureConfig
 from ...esd_core.method.sampling import sample, unit_noise
+from ...esd_core.method.terms import erasing
 from ...esd_core.training.events import Progress
 from .denoiser import HostDenoiser
 from .folders import shown
@@ -74,7 +75,7 @@ class NodeEvents:
     def _draw(self) -> Image.Image | None:
         """The first concept's prompt, drawn by the student from the seed's noise."""
         denoiser, config = self._denoiser, self._config
-        prompt = config.concepts[0].student_prompt
+        prompt = erasing(config)[0].student
         shape = denoiser.latent_shape(config.width, config.height)
         generator = torch.Generator().manual_seed(config.seed)
         noise = unit_noise((1, *shape), generator, denoiser.device)

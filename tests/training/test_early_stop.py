@@ -7,6 +7,7 @@ from torch import nn
 from esd_core.config.settings import TrainingConfig
 from esd_core.errors import ESDError
 from esd_core.method.probes import ProbeReport
+from esd_core.method.terms import Term
 from esd_core.training.early_stop import DRIFTED, ERASED, RUNNING, EarlyStop
 from esd_core.training.student import FullStudent
 
@@ -20,7 +21,7 @@ def report(share=1.0, drift=0.0):
 
 
 def stop(**settings):
-    return EarlyStop(TrainingConfig(**settings), ("",))
+    return EarlyStop(TrainingConfig(**settings), (Term("", ""),))
 
 
 def test_without_limits_nothing_ends_a_run():
