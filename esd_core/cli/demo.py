@@ -6,8 +6,9 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config.mappings import override
 from ..config.presets import load_preset
-from ..config.settings import ErasureConfig, override
+from ..config.settings import ErasureConfig
 from ..pocket import GUIDANCE
 from . import evaluate, outputs
 from . import model as models

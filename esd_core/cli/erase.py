@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config.mappings import override
 from ..config.presets import load_preset, load_settings, preset_names
-from ..config.settings import ErasureConfig, override
+from ..config.settings import ErasureConfig
 from ..errors import FileError
 from ..models.architectures import SDXL, Architecture
 from ..training.endings import ENDINGS

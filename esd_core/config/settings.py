@@ -5,10 +5,8 @@ it. The command's help, the nodes' tooltips and widgets, and every error are mad
 cannot drift apart. The default values are those for SDXL (preset sdxl, which says where they come
 from).
 
-Settings travel in three forms: the frozen models, which are always valid; mappings with the tables
-`trajectory` and `training`, as TOML gives them; and flat dotted names ("training.steps"). An error
-puts a setting's name in backquotes, so that a host can replace it with what the person sees: a
-flag, or a widget (`rules.renamed`).
+An error puts a setting's name in backquotes, so that a host can replace it with what the person
+sees: a flag, or a widget (`rules.renamed`).
 """
 
 from __future__ import annotations
@@ -31,6 +29,7 @@ from pydantic.fields import FieldInfo
 
 from ..errors import ConfigError
 from .concepts import Concept, parse_all
+from .mappings import flat, override, toml
 from .rules import Settings, Text, encodable, named_fields
 
 Method = Literal["esd-x", "esd-x-strict", "esd-u", "esd-all", "selfattn"]
@@ -254,17 +253,11 @@ class ErasureConfig(Settings):
 
     def flat(self) -> dict[str, Any]:
         """`to_mapping` under dotted names."""
-        return _flat(self.to_mapping())
+        return flat(self.to_mapping())
 
     def to_toml(self) -> str:
         """A TOML document that reads back as this config."""
-        lines = []
-        for name, value in self.to_mapping().items():
-            if isinstance(value, dict):
-                lines += ["", f"[{name}]", *(f"{k} = {_toml(v)}" for k, v in value.items())]
-            else:
-                lines.append(f"{name} = {_toml(value)}")
-        return "\n".join(lines) + "\n"
+        return toml(self.to_mapping())
 
     def digest(self) -> str:
         """sha256, in hex, of all settings: equal for equal configs."""
@@ -276,42 +269,6 @@ class ErasureConfig(Settings):
         return self.from_mapping(override(self.to_mapping(), overrides))
 
 
-_TABLES = ("trajectory", "training")
-
-
 def fields() -> dict[str, FieldInfo]:
     """Every setting by its dotted name, in order."""
     return named_fields(ErasureConfig)
-
-
-def override(mapping: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a mapping, nested, with other settings laid over it.
-
-    Both may be nested or dotted. A None among the overrides means "not given" and changes nothing.
-    Values are not checked here: `ErasureConfig.from_mapping` does that.
-    """
-    given = {name: value for name, value in _flat(overrides).items() if value is not None}
-    nested: dict[str, Any] = {}
-    for name, value in {**_flat(mapping), **given}.items():
-        table, _, key = name.partition(".")
-        if not key or table not in _TABLES:
-            nested[name] = value
-        elif isinstance(inner := nested.setdefault(table, {}), dict):
-            inner[key] = value
-    return nested
-
-
-def _flat(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings under dotted names; what is dotted already stays."""
-    flat: dict[str, Any] = {}
-    for name, value in mapping.items():
-        if isinstance(value, Mapping) and (value or name in _TABLES):
-            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
-        else:
-            flat[str(name)] = value
-    return flat
-
-
-def _toml(value: Any) -> str:
-    """A TOML value: JSON writes texts, numbers and lists the same way, but for DEL."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

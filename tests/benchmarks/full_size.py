@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
+from esd_core.config.mappings import override
 from esd_core.config.presets import load_preset
-from esd_core.config.settings import ErasureConfig, override
+from esd_core.config.settings import ErasureConfig
 from esd_core.models.denoiser import Conditioning
 from esd_core.models.diffusers_backend import DiffusersDenoiser
 from esd_core.models.swap import materialize

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from esd_core.cli import model as models
+from esd_core.config.mappings import override
 from esd_core.config.presets import load_preset
-from esd_core.config.settings import ErasureConfig, override
+from esd_core.config.settings import ErasureConfig
 from esd_core.models.diffusers_backend import DiffusersDenoiser
 from esd_core.training.plan import check
 from esd_core.training.run import prepare

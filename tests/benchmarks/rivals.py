@@ -37,8 +37,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from esd_core.config.mappings import override
 from esd_core.config.presets import load_preset
-from esd_core.config.settings import ErasureConfig, override
+from esd_core.config.settings import ErasureConfig
 from esd_core.files.apply import applied
 from esd_core.files.erasure import Erasure
 from esd_core.models.denoiser import Denoiser

@@ -14,8 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from esd_core.cli.main import main
+from esd_core.config.mappings import override
 from esd_core.config.presets import load_preset
-from esd_core.config.settings import ErasureConfig, override
+from esd_core.config.settings import ErasureConfig
 from esd_core.files.apply import fingerprint
 from esd_core.files.erasure import Erasure
 from esd_core.files.native import read_erasure, write_erasure

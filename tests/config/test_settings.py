@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from esd_core.config import settings as config_module
+from esd_core.config.mappings import override
 from esd_core.config.rules import bounds, choices, described, kind_of, limits, renamed
 from esd_core.config.settings import (
     METHODS,
@@ -17,7 +18,6 @@ from esd_core.config.settings import (
     TrainingConfig,
     TrajectoryConfig,
     fields,
-    override,
 )
 from esd_core.errors import ConfigError, ESDError
 

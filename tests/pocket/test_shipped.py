@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from esd_core.config.mappings import override
 from esd_core.config.presets import load_preset
-from esd_core.config.settings import ErasureConfig, override
+from esd_core.config.settings import ErasureConfig
 from esd_core.files.native import read_erasure, write_erasure
 from esd_core.models.architectures import SDXL
 from esd_core.models.diffusers_backend import POCKET, DiffusersDenoiser, load_denoiser

@@ -3,8 +3,9 @@
 import pytest
 from trainers import probes_of
 
+from esd_core.config.mappings import override
 from esd_core.config.presets import load_preset, preset_names
-from esd_core.config.settings import ErasureConfig, override
+from esd_core.config.settings import ErasureConfig
 from esd_core.models.diffusers_backend import load_denoiser
 from esd_core.training.run import erase
 
