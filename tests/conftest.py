@@ -8,7 +8,6 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 
-import esd_core.pocket
 from esd_core.config.settings import ErasureConfig
 from esd_core.models.architectures import SDXL
 from esd_core.models.denoiser import Conditioning, Schedule
@@ -16,8 +15,6 @@ from esd_core.models.diffusers_backend import DiffusersDenoiser
 from esd_core.models.prediction import Epsilon
 from esd_core.pocket.build.text import tokenizers
 from esd_core.pocket.models import build_scheduler, build_text_towers, build_unet, build_vae
-
-MERGES = Path(esd_core.pocket.__file__).parent / "weights" / "merges.txt"
 
 SMALL = {
     "concepts": ["Van Gogh"],
@@ -39,7 +36,7 @@ SMALL = {
 
 @pytest.fixture(scope="session")
 def clip_tokenizers():
-    return tokenizers(MERGES)
+    return tokenizers()
 
 
 @pytest.fixture(scope="session")

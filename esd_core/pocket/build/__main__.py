@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from ...images.render import render
 from ...models.diffusers_backend import load_denoiser
-from .. import GUIDANCE, WEIGHTS
+from .. import GUIDANCE
 from ..judge import KINDS, load_oracle, make_cases, read, shown
 from ..models import Oracle, build_scheduler
 from ..world import SIZE
@@ -74,7 +74,7 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    pair = tokenizers(WEIGHTS / "merges.txt")
+    pair = tokenizers()
     oracle = train_oracle(work, seed)
     towers = train_text(work, seed, pair)
     vae = train_vae(work, seed)

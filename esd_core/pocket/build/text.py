@@ -1,4 +1,4 @@
-"""The text towers' stage, and CLIP's tokenizers from CLIP's merges."""
+"""The text towers' stage."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
+from .. import WEIGHTS
 from ..captions import Caption, all_captions, held_out_prompt
 from ..models import TEXT_WIDTHS, build_text_towers
 from ..world import LOOKS, OBJECTS
@@ -27,27 +28,10 @@ _LOOKS = len(LOOKS) + 2
 """Classes of looks; the last two are "any style" and "any at all"."""
 
 
-def tokenizers(merges: Path) -> Tokenizers:
-    """SDXL's two tokenizers. They differ in their padding alone.
-
-    CLIP's vocabulary follows from its merges: bytes, bytes that end a word, merges in their order,
-    and the two marks (openai/CLIP, simple_tokenizer.py).
-
-    Args:
-        merges: OpenAI's bpe_simple_vocab_16e6.txt, cut to the lines that CLIP uses.
-    """
-    lines = merges.read_text(encoding="utf-8").split("\n")[1 : 49152 - 256 - 2 + 1]
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    characters = [chr(byte) for byte in printable]
-    characters += [chr(256 + n) for n in range(256 - len(printable))]
-    words = [*characters, *(c + "</w>" for c in characters)]
-    words += ["".join(line.split()) for line in lines]
-    words += ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {word: index for index, word in enumerate(words)}
-    pairs = [tuple(line.split()) for line in lines]
+def tokenizers() -> Tokenizers:
+    """SDXL's two, which are CLIP's as they are. They differ in their padding alone."""
     first, second = (
-        CLIPTokenizer(vocab=vocabulary, merges=pairs, pad_token=pad, model_max_length=77)
-        for pad in ("<|endoftext|>", "!")
+        CLIPTokenizer.from_pretrained(WEIGHTS / name) for name in ("tokenizer", "tokenizer_2")
     )
     return first, second
 
