@@ -176,10 +176,7 @@ def load_oracle(path: Path = ORACLE) -> Oracle:
     if not path.is_file():
         raise FileError(f"{path} is missing: build pocket with python -m esd_core.pocket.build")
     oracle = Oracle()
-    tensors = load_file(path)
-    oracle.load_state_dict(
-        {key: v.float() if v.is_floating_point() else v for key, v in tensors.items()}
-    )
+    oracle.load_state_dict(load_file(path))
     return oracle.train(False)
 
 
