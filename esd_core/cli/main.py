@@ -96,7 +96,3 @@ def _parser() -> argparse.ArgumentParser:
         module.add_arguments(inner)
         inner.set_defaults(run=module.run, parser=inner)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())
