@@ -49,7 +49,7 @@ def run(arguments: Namespace) -> int:
     form = read(Form, arguments)
     if form.to != LORA and (form.rank or form.energy):
         raise ConfigError("--rank and --energy are for --to lora")
-    from ..files.export import Options, export, official_name
+    from ..files.export import export, official_name
     from ..files.open import open_source
     from ..storage.dtypes import PRECISIONS
 
@@ -62,7 +62,7 @@ def run(arguments: Namespace) -> int:
     base = models.base(arguments.model)
     erasure = erased.fitted_to(source, base)
     rank = form.rank if form.rank or form.energy else DEFAULT_RANK
-    options = Options(form.strength, PRECISIONS[form.dtype], rank, form.energy, arguments.force)
-    report = export(form.to, out, erasure, base, options)
+    dtype, energy, force = PRECISIONS[form.dtype], form.energy, arguments.force
+    report = export(form.to, out, erasure, base, form.strength, dtype, rank, energy, force)
     say("\n".join(filter(None, (report, f"written to {out}"))))
     return 0

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,37 +24,31 @@ from .unet import write_unet
 _KEPT = ("esd.", "modelspec.", "ss_base", Key.WORDS, Key.COVERS)
 
 
-@dataclass(frozen=True)
-class Options:
-    """How an erasure is written.
-
-    Attributes:
-        strength: how much of the change.
-        dtype: of what is written.
-        rank: of a LoRA's layers, at most; None for no bound.
-        energy: the smallest rank of a LoRA's layer that keeps this share of its squared norm.
-        force: overwrite.
-    """
-
-    strength: float = 1.0
-    dtype: torch.dtype = torch.float16
-    rank: int | None = None
-    energy: float | None = None
-    force: bool = False
-
-
-def export(form: str, path: Path, erasure: Erasure, base: Base | None, options: Options) -> str:
+def export(
+    form: str,
+    path: Path,
+    erasure: Erasure,
+    base: Base | None,
+    strength: float = 1.0,
+    dtype: torch.dtype = torch.float16,
+    rank: int | None = None,
+    energy: float | None = None,
+    force: bool = False,
+) -> str:
     """Writes base and change, or the change alone; what there is to say of it, or "".
 
     Args:
         form: one of FORMATS that can be written.
         erasure: it fits the base.
         base: may be None for a format that holds no weights.
+        strength: how much of the change. dtype: of what is written.
+        rank: of a LoRA's layers, at most; None for no bound.
+        energy: the smallest rank of a LoRA's layer that keeps this share of its squared norm.
+        force: overwrite.
 
     Raises:
         FileError: `path` cannot be written, or a value would not be finite.
     """
-    strength, dtype, force = options.strength, options.dtype, options.force
     metadata = _metadata(form, erasure, strength)
     delta = erasure.delta(base.weights if base else erasure.change(), strength)
     if form == ERASURE:
@@ -65,7 +59,7 @@ def export(form: str, path: Path, erasure: Erasure, base: Base | None, options: 
         return ""
     if form == LORA:
         architecture = base.architecture.name if base else erasure.architecture
-        lora = low_rank(delta, options.rank, options.energy)
+        lora = low_rank(delta, rank, energy)
         write_lora(path, lora, architecture, metadata, dtype, force)
         return str(lora)
     assert base

@@ -15,7 +15,7 @@ from ...esd_core.errors import ConfigError
 from ...esd_core.files.apply import check_fits
 from ...esd_core.files.base import Base
 from ...esd_core.files.erasure import Erasure
-from ...esd_core.files.export import Options, export
+from ...esd_core.files.export import export
 from ...esd_core.files.formats import ERASURE, FORMATS, Format
 from ...esd_core.files.unet import MARKERS
 from ...esd_core.models.prediction import Epsilon
@@ -44,7 +44,7 @@ def save(
     written = erasure or Erasure({}, {})
     if not (kind.has_weights and model):
         dtype = _dtype_of(written.tensors) if form == ERASURE else torch.float16
-        return path, export(form, path, written, None, Options(dtype=dtype, rank=rank))
+        return path, export(form, path, written, None, dtype=dtype, rank=rank)
     with _base(model, kind) as base:
         dtype = _dtype_of(base.weights)
         if kind.is_whole:
@@ -52,7 +52,7 @@ def save(
         else:
             check_fits(written, base)
             dtype = dtype if dtype in PRECISIONS.values() else torch.float16
-        return path, export(form, path, written, base, Options(dtype=dtype))
+        return path, export(form, path, written, base, dtype=dtype)
 
 
 def _refuse_missing(kind: Format, erasure: Erasure | None, model: ModelPatcher | None) -> None:

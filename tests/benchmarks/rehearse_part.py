@@ -16,7 +16,7 @@ def headless(folder: Path, sizes: dict[str, Any]) -> dict[str, Any]:
     """Trains, writes the erasure and every export, reads the erasure and predicts with it."""
     from esd_core.files.apply import applied
     from esd_core.files.base import Base
-    from esd_core.files.export import Options, export
+    from esd_core.files.export import export
     from esd_core.files.formats import DIFFUSERS, ERASURE, LORA, OFFICIAL, UNET
     from esd_core.files.native import read_erasure, write_erasure
     from esd_core.training.run import erase
@@ -31,7 +31,7 @@ def headless(folder: Path, sizes: dict[str, Any]) -> dict[str, Any]:
     base = Base(denoiser.architecture, denoiser.unet.config, denoiser.parameters())
     for form in (ERASURE, LORA, UNET, DIFFUSERS, OFFICIAL):
         path = folder / (form if form == DIFFUSERS else f"as-{form}.safetensors")
-        export(form, path, erasure, base, Options(rank=16, force=True))
+        export(form, path, erasure, base, rank=16, force=True)
     rows = denoiser.encode(["Van Gogh"], 256, 256)
     x, sigma = torch.ones(1, 4, 32, 32), torch.ones(1)
     with torch.no_grad():

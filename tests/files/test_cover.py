@@ -12,7 +12,7 @@ from safetensors import safe_open
 from esd_core.files.base import open_base
 from esd_core.files.cover import covered
 from esd_core.files.erasure import Erasure
-from esd_core.files.export import Options, export
+from esd_core.files.export import export
 from esd_core.files.formats import ERASURE, LORA, OFFICIAL, UNET
 from esd_core.files.metadata import Key
 from esd_core.pocket import WEIGHTS
@@ -71,6 +71,6 @@ def test_without_a_picture_nothing_changes(erasure):
 def test_every_file_made_of_an_erasure_keeps_its_cover(base, erasure, tmp_path, form):
     made = covered(erasure, quarters(64, 64))
     out = tmp_path / "out.safetensors"
-    export(form, out, made, base, Options(rank=2))
+    export(form, out, made, base, rank=2)
     with safe_open(out, "pt") as file:
         assert file.metadata()[Key.COVERS] == made.metadata[Key.COVERS]

@@ -14,7 +14,7 @@ from esd_core.errors import FileError
 from esd_core.files.apply import check_fits, fingerprint
 from esd_core.files.base import Base, open_base
 from esd_core.files.erasure import Erasure
-from esd_core.files.export import Options, export, official_name
+from esd_core.files.export import export, official_name
 from esd_core.files.formats import DIFFUSERS, ERASURE, LORA, OFFICIAL, UNET
 from esd_core.files.native import write_erasure
 from esd_core.files.open import open_source
@@ -82,7 +82,7 @@ def model(request) -> Model:
 
 
 def written(model: Model, form: str, erasure: Erasure, path: Path) -> Path:
-    export(form, path, erasure, model.base, Options(dtype=torch.float32))
+    export(form, path, erasure, model.base, dtype=torch.float32)
     return path
 
 
@@ -119,13 +119,13 @@ def test_what_was_written_whole_is_a_base_again(model, tmp_path, form):
 def test_marks_of_the_prediction_are_kept(model, tmp_path):
     marked = Base(model.base.architecture, model.base.config, model.base.weights, ("v_pred",))
     path = tmp_path / "unet.safetensors"
-    export(UNET, path, Erasure({}, {}), marked, Options(dtype=torch.float32))
+    export(UNET, path, Erasure({}, {}), marked, dtype=torch.float32)
     assert open_base(path).prediction_markers == ("v_pred",)
 
 
 def test_a_lora_of_full_rank_holds_all_but_biases_and_norms(model, tmp_path):
     path = tmp_path / "lora"
-    told = export(LORA, path, model.erasure(), model.base, Options(dtype=torch.float32))
+    told = export(LORA, path, model.erasure(), model.base, dtype=torch.float32)
     source = open_source(path)
     assert source.kind == "lora" and "keeps" in told
     change = source.erasure(model.base).delta(model.base.weights)
@@ -152,10 +152,9 @@ def test_the_official_name_says_what_went_from_what(model):
 
 @pytest.mark.parametrize("strength", [0.5, -2.0])
 def test_strength_goes_into_every_form(model, tmp_path, strength):
-    options = Options(strength=strength, dtype=torch.float32)
     for form in EXACT:
         path = tmp_path / f"{form}"
-        export(form, path, model.erasure(), model.base, options)
+        export(form, path, model.erasure(), model.base, strength, torch.float32)
         got = open_source(path).erasure(model.base).delta(model.base.weights)
         for name, change in model.delta.items():
             torch.testing.assert_close(got[name], strength * change, rtol=1e-3, atol=1e-6)
@@ -249,7 +248,7 @@ def test_a_checkpoint_and_bare_weights_are_whole_unets(model, tmp_path):
 
 def test_a_whole_unet_in_half_precision_has_changed_only_where_it_was_erased(model, tmp_path):
     path = tmp_path / "unet"
-    export(UNET, path, model.erasure(), model.base, Options(dtype=torch.float16))
+    export(UNET, path, model.erasure(), model.base, dtype=torch.float16)
     got = open_source(path).erasure(model.base).delta(model.base.weights)
     assert_same(got, model.delta)  # all its values are fp16's
 
@@ -315,7 +314,7 @@ def test_what_would_not_be_finite_is_not_written(model, tmp_path, form, alpha):
     save_file(file, tmp_path / "lora")
     erasure = open_source(tmp_path / "lora").erasure(model.base)
     with pytest.raises(FileError, match="not be finite as float"):
-        export(form, tmp_path / "out", erasure, model.base, Options())
+        export(form, tmp_path / "out", erasure, model.base)
     assert [path.name for path in tmp_path.iterdir()] == ["lora"]
 
 

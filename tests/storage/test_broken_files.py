@@ -21,7 +21,7 @@ from esd_core.errors import ESDError
 from esd_core.files.apply import check_fits
 from esd_core.files.base import Base
 from esd_core.files.erasure import Erasure
-from esd_core.files.export import Options, export
+from esd_core.files.export import export
 from esd_core.files.formats import LORA, OFFICIAL, UNET
 from esd_core.files.open import open_source
 from esd_core.models.architectures import SDXL
@@ -53,7 +53,7 @@ def whole(base, tmp_path_factory):
     tensors = {n.replace(".weight", ".diff"): torch.randn(base.weights[n].shape) for n in layers}
     erasure = Erasure(tensors, {"esd.format": "esd-erasure-1", "esd.concepts": '["hat"]'})
     for form in (LORA, OFFICIAL, UNET):
-        export(form, folder / form, erasure, base, Options(rank=2))
+        export(form, folder / form, erasure, base, rank=2)
     files = {form: (folder / form).read_bytes() for form in (LORA, OFFICIAL, UNET)}
     named = {f"diffusion_model.{key}": value for key, value in tensors.items()}
     files["erasure"] = save(named, dict(erasure.metadata))

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 import torch
 from esd_core.files.erasure import Erasure
-from esd_core.files.export import Options, export
+from esd_core.files.export import export
 from esd_core.files.formats import DIFFUSERS, UNET
 from esd_core.files.base import Base, open_base
 from esd_core.storage.lazy import Spec
@@ -33,10 +33,10 @@ specs = {names[n]: Spec(torch.float16, tuple(t.shape)) for n, t in shapes.items(
 weights = LazyTensors(specs, lambda n: torch.full(specs[n].shape, 0.5, dtype=torch.float16))
 key = "middle_block.1.transformer_blocks.0.attn2.to_k"
 erasure = Erasure({f"{key}.diff": torch.ones(specs[f"{key}.weight"].shape)}, {})
-export(UNET, folder / "unet", Erasure({}, {}), Base(SD1, config, weights), Options())
+export(UNET, folder / "unet", Erasure({}, {}), Base(SD1, config, weights))
 Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
 before = held("VmRSS")
-export(DIFFUSERS, folder / "diffusers", erasure, open_base(folder / "unet"), Options())
+export(DIFFUSERS, folder / "diffusers", erasure, open_base(folder / "unet"))
 print((folder / "unet").stat().st_size, held("VmHWM") - before)
 (folder / "unet").unlink()
 moved = {n for n, t in open_base(folder / "diffusers").weights.items() if float(t.max()) != 0.5}
