@@ -11,18 +11,16 @@ from __future__ import annotations
 import argparse
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from ..config.rules import Settings, bounds, choices, described, kind_of, renamed
+from ..config.rules import Model, bounds, choices, described, kind_of, renamed
 from ..config.settings import fields
 from ..errors import ConfigError
 
 CONFIG = fields()
 _METAVARS = {int: "N", float: "X", str: "TEXT", tuple: "PROMPT", "concepts": "LINE"}
-
-Model = TypeVar("Model", bound=Settings)
 
 
 def flag(name: str) -> str:
