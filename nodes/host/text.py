@@ -41,7 +41,8 @@ class Texts:
                     tokens = self._clip.tokenize(prompt)
                     states, pooled = self._clip.encode_from_tokens(tokens, return_pooled=True)
                 with torch.inference_mode(False):  # a clone can be part of a graph
-                    self._known[prompt] = states.clone(), _clone(pooled)
+                    own = None if pooled is None else pooled.clone()
+                    self._known[prompt] = states.clone(), own
 
     def rows(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         """Token states [B, L, C] and pooled text [B, P], where this CLIP pools.
@@ -54,7 +55,3 @@ class Texts:
         length = math.lcm(*(one.shape[1] for one in states))
         together = torch.cat([one.repeat(1, length // one.shape[1], 1) for one in states])
         return together, None if pooled[0] is None else torch.cat(pooled)
-
-
-def _clone(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.clone()
