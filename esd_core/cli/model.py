@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import FileError
+from ..pocket import WEIGHTS
 from ..training.out_of_memory import oom_as_error
 from .console import hush
 
@@ -48,10 +49,10 @@ def base(model: str) -> Base:
     _check_model(model)
     hush()
     from ..files.base import Base, markers_of, open_base
-    from ..models.diffusers_backend import load_denoiser, pocket_folder
+    from ..models.diffusers_backend import load_denoiser
 
     if model == POCKET or Path(model).exists():
-        return open_base(pocket_folder() if model == POCKET else model)
+        return open_base(WEIGHTS if model == POCKET else model)
     with memory_told():  # in fp32, so that base and change are summed exactly and rounded once
         found = load_denoiser(model, "fp32", "cpu")
     markers = markers_of(found.pipeline.scheduler.config)

@@ -30,6 +30,7 @@ from .swap import Weight, hollowed, replaced, slots_of
 
 POCKET = "pocket"
 """What the embedded model is asked for by."""
+_POCKET_FOLDER = Path(__file__).parents[1] / "pocket" / "weights"
 _DECODED = 4
 """Pictures that are decoded side by side."""
 
@@ -222,7 +223,7 @@ def _load_pipeline(model: str, dtype: torch.dtype) -> DiffusionPipeline:
     try:
         if model == POCKET:
             return StableDiffusionXLPipeline.from_pretrained(
-                pocket_folder(), add_watermarker=False, **quiet
+                _POCKET_FOLDER, add_watermarker=False, **quiet
             )
         if path.is_file():
             return _load_single_file(path, dtype)
@@ -251,7 +252,3 @@ def _load_single_file(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
     is_xl = any(name.startswith("conditioner.embedders.") for name in names)
     kind = StableDiffusionXLPipeline if is_xl else StableDiffusionPipeline
     return kind.from_single_file(str(path), torch_dtype=dtype)
-
-
-def pocket_folder() -> Path:
-    return Path(__file__).parents[1] / "pocket" / "weights"
