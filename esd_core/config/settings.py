@@ -109,9 +109,9 @@ class TrainingConfig(Settings):
 
     steps: int = Field(200, ge=1, le=_MANY)
     """Optimizer steps."""
-    batch_size: int = Field(4, ge=1, le=1024)
-    """Samples a step: half of them erase, half preserve, when any prompt is preserved (the empty
-    prompt is, unless switched off)."""
+    batch_size: int = Field(6, ge=1, le=1024)
+    """Samples a step. In contexts two preserve for every one that erases; without them, half of
+    them preserve when any prompt is preserved (the empty prompt is, unless switched off)."""
     learning_rate: Number = Field(2e-4, gt=0, le=1)
     """Step size of the optimizer. The published runs on SDXL use 2e-4 for esd-x and esd-x-strict,
     1e-5 for esd-u and esd-all."""
@@ -239,7 +239,7 @@ class ErasureConfig(Settings):
 
     @property
     def preserves(self) -> bool:
-        """Whether half of each batch preserves: contexts do so by themselves."""
+        """Whether a part of each batch preserves: contexts do so by themselves."""
         return bool(self.preserved or (self.contexts and self.preserve_weight > 0))
 
     @classmethod

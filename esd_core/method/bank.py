@@ -73,6 +73,7 @@ class Bank:
         self._weigh = weigh or denoiser.prediction.loss_weight
         empty = [term for term in source.terms if term.concept is None and not term.student]
         self._empty = empty[0] if empty else None
+        self.preserving = source.preserving
         self.prompts = prompts_of(source.terms)
         self._places = {prompt: place for place, prompt in enumerate(self.prompts)}
         self.conditioning = self._encoded()
@@ -106,8 +107,8 @@ class Bank:
     def sample_round(
         self, index: int, noise: torch.Generator, student: Mapping[str, Tensor] | None = None
     ) -> Samples:
-        """Round number `index`: `trajectory.count` trajectories that erase, and as many samples
-        that preserve; on the CPU.
+        """Round number `index`: `trajectory.count` trajectories that erase, and samples that
+        preserve, as many as the terms want where there are as many; on the CPU.
 
         Args:
             noise: the stream that the initial latents and the choice of states come from.
@@ -116,11 +117,12 @@ class Bank:
         terms = self._source.of_round(index)
         found = self._rollout_all(terms, noise, student)
         followed = Samples.cat(found.followed)
-        lacking = 2 * followed.erasing - len(followed)
+        lacking = (1 + self.preserving) * followed.erasing - len(followed)
         parts = [followed]
         if found.beside:
-            share = round(_BESIDE * lacking) if found.free else lacking
-            parts.append(Samples.cat(found.beside).subsample(share, noise))
+            beside = Samples.cat(found.beside)
+            share = min(round(_BESIDE * lacking) if found.free else lacking, len(beside))
+            parts.append(beside.subsample(share, noise))
             lacking -= share
         if found.free:
             parts.append(Samples.cat(found.free).subsample(lacking, noise))

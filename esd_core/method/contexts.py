@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from ..config.concepts import Concept
 from ..config.settings import AUTO, ErasureConfig
+from .samples import preserved_part
 from .templates import ADJECTIVES, ROLES, Role, Template, own_role, without_names
 from .terms import LineTerms, RoundTerms, Term, TermSource, erasing, terms
 
@@ -22,6 +23,8 @@ MIXED = 0.6
 """Share of contexts that have another word beside the concept."""
 MOST = 1024
 """Preserved prompts of a run: each is encoded, and SDXL's text states take 0.6 MB a prompt."""
+PRESERVING = 2
+"""Samples that preserve for every one that erases."""
 _TRIES = 100
 FOLLOWED = 0.25
 """Preserving trajectories for every one that erases."""
@@ -38,24 +41,36 @@ def erasing_in(template: Template, concept: Concept, eta: float) -> Term:
 
 
 class Draw(random.Random):
-    """Of words that do not hold what is being erased: who erases boats erases sailboats."""
+    """Of words that do not hold what is being erased: who erases boats erases sailboats.
+
+    Words are dealt, not drawn anew: each comes once before any comes again, so that no run happens
+    to hear of a word ten times and of its neighbour never.
+    """
 
     def __init__(self, config: ErasureConfig, seed: int = 0) -> None:
         super().__init__(seed)
         self._erased = {concept.name.casefold() for concept in config.concepts}
+        self._decks: dict[Sequence[str], list[str]] = {}
 
     def word(self, words: Sequence[str]) -> str:
         for _ in range(_TRIES):  # a name of one letter is in most words
-            word = self.choice(words)
+            word = self._deal(words)
             if not any(name in word.casefold() for name in self._erased):
                 break
         return word
+
+    def _deal(self, words: Sequence[str]) -> str:
+        deck = self._decks.setdefault(words, [])
+        if not deck:
+            deck += self.sample(words, len(words))
+        return deck.pop()
 
 
 class ContextTerms:
     """The terms of every round of a run, drawn from its seed."""
 
     preserves_anchors = True
+    preserving = PRESERVING
 
     def __init__(self, config: ErasureConfig, rounds: int) -> None:
         self._config, self._draw = config, Draw(config, config.seed)
@@ -133,6 +148,7 @@ def _rounds(config: ErasureConfig) -> int:
     """As many as the steps of a run use up, within MOST prompts."""
     trajectory, training = config.trajectory, config.training
     samples = trajectory.count * trajectory.steps
-    share = training.batch_size - (training.batch_size // 2 if config.preserves else 0)
+    part = preserved_part(training.batch_size, PRESERVING) if config.preserves else 0
+    share = training.batch_size - part
     used = -(-training.steps // (samples // min(share, samples) * trajectory.reuse))
     return min(used, max(1, MOST // samples))

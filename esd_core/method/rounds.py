@@ -51,7 +51,9 @@ class Rounds:
         trajectory = self.bank.trajectory
         on_policy = student() if trajectory.source == "student" else None
         self.samples = self.bank.sample_round(self._round, self._noise, on_policy)
-        self.batches = self.samples.batches(self._order, self._batch_size, trajectory.reuse)
+        self.batches = self.samples.batches(
+            self._order, self._batch_size, trajectory.reuse, self.bank.preserving
+        )
         self._round, self._position = self._round + 1, 0
 
     def state_dict(self) -> dict[str, Any]:

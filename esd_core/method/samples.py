@@ -60,23 +60,34 @@ class Samples:
         }
         return Samples(**joined, erasing=sum(part.erasing for part in parts))
 
-    def batches(self, generator: torch.Generator, batch_size: int, reuse: int) -> Tensor:
-        """Rows of shuffled batches, int64 [batches, B]: every one erases and preserves in halves.
+    def batches(
+        self, generator: torch.Generator, batch_size: int, reuse: int, preserving: int = 1
+    ) -> Tensor:
+        """Rows of shuffled batches, int64 [batches, B]: every one erases and preserves.
 
         Each erasing sample comes `reuse` times, but for the few that fill no whole batch.
+
+        preserving: samples of a batch that preserve for every one that erases; fewer where there
+            are not as many.
         """
-        preserving = len(self) - self.erasing
-        share = batch_size - (batch_size // 2 if preserving else 0)
-        halves = [(0, self.erasing, min(share, self.erasing))]
-        if preserving:
-            halves.append((self.erasing, preserving, min(batch_size // 2, preserving)))
+        rest = len(self) - self.erasing
+        part = preserved_part(batch_size, preserving) if rest else 0
+        share = min(batch_size - part, self.erasing)
+        count = self.erasing // share
+        if rest:
+            part = max(1, min(part, rest // count))
+            count = min(count, rest // part)
         passes = []
         for _ in range(reuse):
-            shuffled = [start + torch.randperm(n, generator=generator) for start, n, _ in halves]
-            batches = min(n // size for _, n, size in halves)
-            parts = [
-                rows[: batches * size].view(batches, size)
-                for rows, (_, _, size) in zip(shuffled, halves, strict=True)
+            shuffled = [
+                (torch.randperm(self.erasing, generator=generator), share),
+                (self.erasing + torch.randperm(rest, generator=generator), part),
             ]
+            parts = [rows[: count * size].view(count, size) for rows, size in shuffled if size]
             passes.append(torch.cat(parts, 1))
         return torch.cat(passes)
+
+
+def preserved_part(batch_size: int, preserving: int) -> int:
+    """How many samples of a batch preserve, with so many for every one that erases."""
+    return batch_size * preserving // (preserving + 1)

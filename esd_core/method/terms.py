@@ -109,6 +109,8 @@ class TermSource(Protocol):
     """All that can come up."""
     preserves_anchors: bool
     """Whether anchors and bases, which are predicted along the way, are preserved too."""
+    preserving: int
+    """Samples that preserve for every one that erases."""
 
     def of_round(self, index: int) -> RoundTerms: ...
 
@@ -117,6 +119,7 @@ class LineTerms:
     """Every line by its bare name, and every prompt to preserve, each in turn."""
 
     preserves_anchors = False
+    preserving = 1
 
     def __init__(self, config: ErasureConfig) -> None:
         self.terms = terms(config)

@@ -214,7 +214,7 @@ def _evaluations(config: ErasureConfig) -> int:
 
 
 def _bank(config: ErasureConfig, latent: torch.Size) -> int:
-    """A round's samples: latent and target in float32, as many to preserve as to erase."""
-    sides = 2 if config.preserves else 1
+    """A round's samples, latent and target in float32, with those that preserve."""
+    sides = 1 + term_source(config).preserving if config.preserves else 1
     samples = sides * config.trajectory.count * config.trajectory.steps
     return samples * 2 * 4 * latent.numel()

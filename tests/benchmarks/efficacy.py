@@ -4,7 +4,8 @@
     python -m benchmarks.efficacy OUT.json [--seeds N] [--only NAME] [--struck]
 
 Prompts and seeds are in no other file: settings were chosen on captions.HELD_OUT_*, and by other
-seeds. OUT.json keeps every run that is done, so that an interrupted table goes on. With --struck
+seeds. Erasures are trained in float32; pictures are drawn in bfloat16, before and after, which
+takes half the time and reads alike. OUT.json keeps every run that is done, so that an interrupted table goes on. With --struck
 no word of pocket's world is in the lists that contexts draw from.
 """
 
@@ -65,7 +66,9 @@ RUNS = (
     ("house -> tree",),
     ("Van Gogh <- a house in the style of Van Gogh",),
 )
-STEPS, PER_PAIR, PER_WORDING = 20, 16, 6
+STEPS, PER_PAIR, PER_WORDING = 20, 16, 20
+OBEYED = 0.5
+"""Wordings count that the untouched model obeys in so many of its pictures: not "cars"."""
 FIRST_SEED = 700_000
 
 
@@ -93,17 +96,22 @@ def wordings(name: str) -> list[str]:
     return [prompt for prompt in (*asked, *FURTHER.get(name, ())) for _ in range(PER_WORDING)]
 
 
-def measure(denoiser: DiffusersDenoiser, lines: Sequence[str], seed: int) -> dict[str, Any]:
-    """One run, and what its pictures show."""
+def measure(
+    denoiser: DiffusersDenoiser, artist: DiffusersDenoiser, lines: Sequence[str], seed: int
+) -> dict[str, Any]:
+    """One run, and what its pictures show.
+
+    artist: the same model, in what draws the pictures.
+    """
     started = time.process_time()
     config = pocket.config(concepts=lines, seed=seed)
     result = erase(denoiser, config, pocket.Silent(), pocket.Silent())
     cpu = time.process_time() - started
     names = [concept.name for concept in config.concepts]
     is_wider = any(concept.erase_from for concept in config.concepts)
-    with applied(denoiser, [(result.erasure, 1.0)]):
-        after = readings(denoiser)
-        worded = {} if is_wider else {n: shown_in_wordings(denoiser, n) for n in names}
+    with applied(artist, [(result.erasure, 1.0)]):
+        after = readings(artist)
+        worded = {} if is_wider else {n: shown_in_wordings(artist, n) for n in names}
     return {
         "lines": list(lines),
         "seed": seed,
@@ -155,7 +163,12 @@ def shares(run: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
         "worst": min((share, name) for name, share in kept.items()),
         "beside": sum(intact) / len(intact),
         "wordings": max(
-            ((share, p) for found in run["wordings"].values() for p, share in found.items()),
+            (
+                (share, prompt)
+                for name, found in run["wordings"].items()
+                for prompt, share in found.items()
+                if before["wordings"][name][prompt] >= OBEYED
+            ),
             default=(0.0, ""),
         ),
     }
@@ -214,16 +227,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.struck:
         strike()
-    denoiser, out = pocket.load(), arguments.out
+    denoiser, artist, out = pocket.load(), pocket.load("bf16"), arguments.out
     state = json.loads(out.read_text()) if out and out.exists() else {"runs": []}
     if "before" not in state:
-        state["before"] = {"seen": readings(denoiser)}
+        worded = {name: shown_in_wordings(artist, name) for name in (*OBJECTS, *STYLES)}
+        state["before"] = {"seen": readings(artist), "wordings": worded}
     for seed in range(arguments.seeds):
         for lines in RUNS:
             is_done = any((r["lines"], r["seed"]) == ([*lines], seed) for r in state["runs"])
             if is_done or (arguments.only and " + ".join(lines) not in arguments.only):
                 continue
-            state["runs"].append(measure(denoiser, lines, seed))
+            state["runs"].append(measure(denoiser, artist, lines, seed))
             if out:
                 out.write_text(json.dumps(state))
             print(table(state["runs"][-1:], state["before"]).splitlines()[-1], flush=True)

@@ -16,8 +16,8 @@ from esd_core.training.trainer import Trainer
 CONCEPT = "Van Gogh"
 
 
-def load() -> DiffusersDenoiser:
-    return models.load(models.POCKET)
+def load(precision: str = "auto") -> DiffusersDenoiser:
+    return models.load(models.POCKET, precision)
 
 
 def config(**settings: Any) -> ErasureConfig:

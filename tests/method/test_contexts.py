@@ -7,7 +7,7 @@ from trainers import bank_of
 
 from esd_core.config.concepts import parse
 from esd_core.errors import ConfigError
-from esd_core.method.contexts import MOST, ContextTerms, probed, term_source
+from esd_core.method.contexts import MOST, ContextTerms, Draw, probed, term_source
 from esd_core.method.rounds import Rounds
 from esd_core.method.templates import ACT, OBJECT, PERSON, ROLES, STYLE, Template, own_role, plural
 from esd_core.method.terms import LineTerms, Term
@@ -177,6 +177,13 @@ def test_a_line_is_probed_by_its_name_and_in_contexts(settings):
     assert probed(settings({**AUTO, "seed": 5})) == probed(settings(AUTO)), "whatever the seed is"
 
 
+def test_words_are_dealt_before_any_comes_again(settings):
+    draw, words = Draw(settings()), ("owl", "red Van Gogh", "lamp", "tea")
+    deals = [[draw.word(words) for _ in range(3)] for _ in range(9)]
+    assert all(sorted(deal) == ["lamp", "owl", "tea"] for deal in deals)
+    assert len(set(map(tuple, deals))) > 2, "in another order"
+
+
 def test_what_a_person_preserves_comes_among_them(settings):
     found = [term.student for term in preserving(drawn(settings, preserve=["a blue door"]))]
     assert len(found) / 4 < found.count("a blue door") < len(found)
@@ -213,13 +220,13 @@ def test_a_long_run_comes_back_to_its_contexts(settings):
 # -- in a bank -------------------------------------------------------------------------------
 
 
-def test_a_round_preserves_as_much_as_it_erases_in_many_prompts(toy, settings):
+def test_a_round_preserves_twice_what_it_erases_in_many_prompts(toy, settings):
     """2 trajectories of 3 steps; contexts without the concept and the empty prompt come free."""
     bank = bank_of(toy({}), settings({**AUTO, "training.steps": 5}))
     samples = bank.sample_round(0, generator(3))
-    assert samples.erasing == 6 and len(samples) == 12
+    assert samples.erasing == 6 and len(samples) == 18
     held = {bank.prompts[c] for c in samples.condition[samples.erasing :].tolist()}
-    assert len(held) >= 4 and not any("Van Gogh" in prompt for prompt in held)
+    assert len(held) >= 6 and not any("Van Gogh" in prompt for prompt in held)
     assert set(samples.weight[samples.erasing :].tolist()) == {3.0}
 
 

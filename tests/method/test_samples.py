@@ -54,6 +54,21 @@ def test_batches_erase_and_preserve_in_halves(count, batch_size, reuse, preserve
     assert len(order) >= reuse
 
 
+@given(count=st.integers(4, 30), batch_size=st.integers(3, 12), short=st.integers(0, 20))
+def test_two_may_preserve_for_every_one_that_erases(count, batch_size, short):
+    """Where there are fewer than that, as many as there are come into every batch."""
+    preserving = max(1, 2 * count - short)
+    order = numbered(count, preserving).batches(stream(), batch_size, 1, preserving=2)
+    erasing = order < count
+    share = min(batch_size - batch_size * 2 // 3, count)
+    assert (erasing.sum(1) == share).all()
+    assert ((~erasing).sum(1) == order.shape[1] - share).all()
+    assert order.shape[1] > share
+    assert order.flatten().bincount().max() == 1
+    if not short and count % share == 0:
+        assert order.shape == (count // share, min(batch_size, 3 * share))
+
+
 def test_the_order_is_the_streams():
     one, two, other = (numbered(20, 20).batches(stream(seed), 4, 1).tolist() for seed in (1, 1, 2))
     assert one == two != other
