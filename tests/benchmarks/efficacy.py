@@ -5,8 +5,8 @@
 
 Prompts and seeds are in no other file: settings were chosen on captions.HELD_OUT_*, and by other
 seeds. Erasures are trained in float32; pictures are drawn in bfloat16, before and after, which
-takes half the time and reads alike. OUT.json keeps every run that is done, so that an interrupted table goes on. With --struck
-no word of pocket's world is in the lists that contexts draw from.
+takes half the time and reads alike. OUT.json keeps every run that is done, so that an interrupted
+table goes on. With --struck no word of pocket's world is in the lists that contexts draw from.
 """
 
 from __future__ import annotations
