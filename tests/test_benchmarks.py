@@ -20,6 +20,7 @@ from benchmarks.official import official  # noqa: E402
 from trainers import trainer_of  # noqa: E402
 
 from esd_core.config.settings import ErasureConfig  # noqa: E402
+from esd_core.method import templates  # noqa: E402
 from esd_core.method.contexts import Draw  # noqa: E402
 
 
@@ -134,6 +135,7 @@ def test_make_hands_on_what_it_is_given():
 
 def test_struck_words_are_never_drawn(monkeypatch):
     monkeypatch.setattr(Draw, "word", Draw.word)  # put back afterwards
+    monkeypatch.setattr(templates, "KNOWN", dict(templates.KNOWN))
     draw = Draw(ErasureConfig.from_mapping({"concepts": ["Monet"]}))
     names = ("Van Gogh", "owl", "sail boat", "House")
     assert {draw.word(names) for _ in range(60)} == {*names}

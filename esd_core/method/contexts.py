@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from ..config.concepts import Concept
 from ..config.settings import AUTO, ErasureConfig
 from .samples import preserved_part
-from .templates import ADJECTIVES, ROLES, Role, Template, own_role, without_names
+from .templates import ADJECTIVES, Role, Template, own_role, roles_of, without_names
 from .terms import LineTerms, RoundTerms, Term, TermSource, erasing, terms
 
-MIXED = 0.6
-"""Share of contexts that have another word beside the concept."""
+T = TypeVar("T")
+
+MIXED = (True, True, True, False, False)
+"""Whether contexts have another word beside the concept, by turns."""
 MOST = 1024
 """Preserved prompts of a run: each is encoded, and SDXL's text states take 0.6 MB a prompt."""
 PRESERVING = 2
@@ -43,27 +46,28 @@ def erasing_in(template: Template, concept: Concept, eta: float) -> Term:
 class Draw(random.Random):
     """Of words that do not hold what is being erased: who erases boats erases sailboats.
 
-    Words are dealt, not drawn anew: each comes once before any comes again, so that no run happens
-    to hear of a word ten times and of its neighbour never.
+    Words and templates are dealt, not drawn anew: each comes once before any comes again, so that
+    no run happens to hear of a word ten times and of its neighbour never.
     """
 
     def __init__(self, config: ErasureConfig, seed: int = 0) -> None:
         super().__init__(seed)
         self._erased = {concept.name.casefold() for concept in config.concepts}
-        self._decks: dict[Sequence[str], list[str]] = {}
+        self._decks: dict[Sequence[Any], list[Any]] = {}
 
     def word(self, words: Sequence[str]) -> str:
         for _ in range(_TRIES):  # a name of one letter is in most words
-            word = self._deal(words)
+            word = self.deal(words)
             if not any(name in word.casefold() for name in self._erased):
                 break
         return word
 
-    def _deal(self, words: Sequence[str]) -> str:
-        deck = self._decks.setdefault(words, [])
+    def deal(self, cards: Sequence[T]) -> T:
+        deck = self._decks.setdefault(cards, [])
         if not deck:
-            deck += self.sample(words, len(words))
-        return deck.pop()
+            deck += self.sample(cards, len(cards))
+        card: T = deck.pop()
+        return card
 
 
 class ContextTerms:
@@ -99,16 +103,16 @@ class ContextTerms:
         return RoundTerms(tuple(followed), beside)
 
     def _roles(self, concept: Concept) -> tuple[Role, ...]:
-        auto = ROLES[concept.kind] if self._has_auto else ()
+        auto = roles_of(concept) if self._has_auto else ()
         roles = (*auto, self._own) if self._own else auto
         return tuple(without_names(role, self._config.concepts) for role in roles)
 
     def _template(self, role: Role) -> Template:
         """One of the role's, with words beside the concept."""
         draw = self._draw
-        is_mixed = bool(role.mixed) and draw.random() < MIXED
-        template = draw.choice(role.mixed if is_mixed else role.plain)
-        return template.with_words(draw.word(role.words), draw.choice(ADJECTIVES))
+        is_mixed = bool(role.mixed) and draw.deal(MIXED)
+        template = draw.deal(role.mixed if is_mixed else role.plain)
+        return template.with_words(draw.word(role.words), draw.deal(ADJECTIVES))
 
     def _preserving(self, count: int) -> tuple[Term, ...]:
         """Of the roles in turn, and now and then what a person asks to preserve."""
@@ -132,7 +136,7 @@ def probed(config: ErasureConfig) -> dict[str, tuple[Term, ...]]:
     for concept, bare in zip(config.concepts, erasing(config), strict=True):
         held_out = [
             erasing_in(template.with_words(draw.word(role.words)), concept, eta)
-            for role in ROLES[concept.kind]
+            for role in roles_of(concept)
             for template in without_names(role, config.concepts).held_out
         ]
         found[str(concept)] = (bare, *held_out)

@@ -161,7 +161,19 @@ ROLES = {
     "act": (ACT,),
     "": (STYLE, OBJECT),
 }
-"""By the kind of a concept; one whose kind is not said is erased as a style and as an object."""
+"""By the kind of a concept; one whose kind is not known is erased as a style and as an object."""
+KNOWN = {
+    **{word.casefold(): "object" for word in OBJECTS},
+    **{word.casefold(): "style" for word in STYLES},
+}
+"""Kinds of words that need no saying."""
+
+
+def roles_of(concept: Concept) -> tuple[Role, ...]:
+    """By the kind that the person says, or else by the list that has the name."""
+    name = re.sub(r"^(a|an|the) ", "", concept.name.casefold())
+    return ROLES[concept.kind or KNOWN.get(name, "")]
+
 
 ADJECTIVES = (
     *("beautiful", "black", "blue", "bright", "dark", "green", "heavy", "huge", "little", "lovely"),

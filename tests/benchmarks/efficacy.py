@@ -22,6 +22,7 @@ from typing import Any
 
 from esd_core.files.apply import applied
 from esd_core.images.render import render
+from esd_core.method import templates
 from esd_core.method.contexts import Draw
 from esd_core.models.diffusers_backend import DiffusersDenoiser
 from esd_core.pocket import GUIDANCE
@@ -245,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def strike() -> None:
-    """Keeps pocket's own words from being drawn."""
+    """Keeps pocket's own words from being drawn, and from telling their kinds."""
     own = {name.casefold() for name in (*OBJECTS, *STYLES)}
     draw = Draw.word
 
@@ -256,6 +257,8 @@ def strike() -> None:
                 return word
 
     Draw.word = other_word  # type: ignore[method-assign]
+    for name in own:
+        templates.KNOWN.pop(name, None)
 
 
 if __name__ == "__main__":

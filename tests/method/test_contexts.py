@@ -9,7 +9,17 @@ from esd_core.config.concepts import parse
 from esd_core.errors import ConfigError
 from esd_core.method.contexts import MOST, ContextTerms, Draw, probed, term_source
 from esd_core.method.rounds import Rounds
-from esd_core.method.templates import ACT, OBJECT, PERSON, ROLES, STYLE, Template, own_role, plural
+from esd_core.method.templates import (
+    ACT,
+    OBJECT,
+    PERSON,
+    ROLES,
+    STYLE,
+    Template,
+    own_role,
+    plural,
+    roles_of,
+)
 from esd_core.method.terms import LineTerms, Term
 from esd_core.method.words import OBJECTS, STYLES
 
@@ -124,12 +134,22 @@ def test_what_is_erased_from_stays_in_its_context(settings):
         assert (term.concept, term.base, term.push) == ("hat", "", 2.5)
 
 
-@pytest.mark.parametrize(("line", "roles"), [("Van Gogh (style)", 1), ("Van Gogh", 2)])
-def test_a_kind_decides_the_templates(settings, line, roles):
-    assert len(ROLES[parse(line).kind]) == roles
-    texts = {t.text.partition("{c")[0] for r in ROLES[parse(line).kind] for t in r.plain + r.mixed}
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("Van Gogh (object)", "object"),
+        ("Van Gogh", "style"),
+        ("a House", "object"),
+        ("a smurf", ""),
+    ],
+)
+def test_a_kind_decides_the_templates(settings, line, kind):
+    """Said by the person, or else by the list that has the name."""
+    concept, roles = parse(line), ROLES[kind]
+    assert roles_of(concept) == roles
+    texts = {t.text.partition("{c")[0] for r in roles for t in r.plain + r.mixed}
     for term in erasing(drawn(settings, concepts=[line])):
-        before = term.student.partition("Van Gogh")[0]
+        before = term.student.partition(concept.name)[0]
         assert any(
             re.match(re.sub(r"\{[wa]\}", ".+", t.replace("a {a}", "an? {a}")), before)
             for t in texts
