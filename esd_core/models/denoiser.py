@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .architectures import Architecture
 from .prediction import Prediction
@@ -135,9 +135,14 @@ class Rehearsable(Denoiser, Protocol):
         """Bytes that can still be had on the device."""
         ...
 
-    def hollow(self) -> Denoiser:
+    def hollow(self) -> Rehearsable:
         """A Denoiser of the same network, in tensors of the CPU that have shapes and no contents.
 
         To be called, and used, inside torch's FakeTensorMode.
         """
+        ...
+
+    @property
+    def network(self) -> nn.Module:
+        """The UNet itself."""
         ...

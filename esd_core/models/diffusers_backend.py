@@ -120,6 +120,10 @@ class DiffusersDenoiser:
         other._take(hollowed(self.unet))
         return other
 
+    @property
+    def network(self) -> UNet2DConditionModel:
+        return self.unet
+
     def predict(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         scale = (sigma.view(-1, 1, 1, 1) ** 2 + 1).sqrt()
         added: dict[str, Any] = {}

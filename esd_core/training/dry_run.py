@@ -2,11 +2,13 @@
 
 The network is the backend's own, so that casts, attention and recomputation count as they are done
 there. One rehearsal serves every batch and size: its batch and its latents' edge are primes, which
-no layer's width holds, so that the factors of an allocation tell what it grows with.
+no layer's width holds, so that the factors of an allocation tell what it grows with. Of equal
+blocks in a row two are rehearsed (`repeats`).
 """
 
 import weakref
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from ..config.settings import ErasureConfig
 from ..method.objective import regression_loss
 from ..method.terms import prompts_of, terms
 from ..models.denoiser import Rehearsable
+from .repeats import Repeated, fold, watch
 from .student import Student, make_student
 
 BATCH, EDGE = 31, 37
@@ -62,14 +65,22 @@ class Count:
 class DryRun:
     """Rehearses the steps of a denoiser's runs, each kind of them once."""
 
-    def __init__(self, denoiser: Rehearsable, config: ErasureConfig) -> None:
-        """config: whose prompts, the longest of which all rows are as long as."""
+    def __init__(
+        self, denoiser: Rehearsable, config: ErasureConfig, tell: Callable[[str], None]
+    ) -> None:
+        """
+        Args:
+            config: whose prompts, the longest of which all rows are as long as.
+            tell: called before every rehearsal; what it raises ends the planning.
+        """
+        self._tell = tell
         longest = max(prompts_of(terms(config)), key=len)
         self._row = denoiser.encode([longest], config.width, config.height)
         self._channels = denoiser.latent_shape(config.width, config.height)[0]
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         with self._mode:
             self._network = denoiser.hollow()
+        self._repeated = fold(self._network.network)
         self._students: dict[Any, Student] = {}
         self._counts: dict[Any, Count] = {}
 
@@ -87,11 +98,13 @@ class DryRun:
         student = self._students[config.method, config.training.rank]
         key = config.method, config.training.rank, checkpointing
         if key not in self._counts:
+            self._tell(_named(config, checkpointing))
+            there = [*self._network.parameters().values(), *masters]
             with (
                 self._mode,
                 torch.enable_grad(),
                 self._network.checkpointed(checkpointing),
-                _Alive([*self._network.parameters().values(), *masters], masters) as alive,
+                _Alive(there, masters, self._repeated) as alive,
                 self._network.swapped(student.lazy_tensors()),
             ):
                 predicted = self._predict()
@@ -104,6 +117,7 @@ class DryRun:
     def evaluation(self) -> Count:
         """Of a prediction of which nothing is kept for a gradient."""
         if "evaluation" not in self._counts:
+            self._tell("a prediction")
             base = self._network.parameters().values()
             with self._mode, torch.no_grad(), _Alive(base) as alive:
                 self._predict()
@@ -117,19 +131,36 @@ class DryRun:
         return self._network.predict(x, torch.ones(BATCH), rows)
 
 
+def _named(config: ErasureConfig, checkpointing: bool) -> str:
+    rank = config.training.rank
+    student = f"{config.method} of rank {rank}" if rank else config.method
+    return f"a step of {student} {'with' if checkpointing else 'without'} gradient checkpointing"
+
+
 class _Alive(TorchDispatchMode):
     """Notes what is allocated and freed inside.
 
     Args:
         before: tensors that are there already, and whose views cost nothing.
         masters: whose gradients are noted on their own, under "fp32" and "bf16", as they arrive.
+        repeated: blocks of which some are not called, and count as the last that is.
     """
 
-    def __init__(self, before: Iterable[Tensor], masters: Iterable[Tensor] = ()) -> None:
+    def __init__(
+        self,
+        before: Iterable[Tensor],
+        masters: Iterable[Tensor] = (),
+        repeated: Iterable[Repeated] = (),
+    ) -> None:
         super().__init__()
         self.events: list[tuple[Growth | str, int]] = []
         self._known = {tensor.untyped_storage()._cdata for tensor in before}
+        self._alive: dict[int, tuple[Growth, int]] = {}
+        self._arrived = Counter[Growth | str]()
         self._hooks = [m.register_post_accumulate_grad_hook(self._take) for m in masters]
+        for blocks in repeated:
+            others = _Others(self, blocks.left_out)
+            self._hooks += watch(blocks[1], *others.watchers())
 
     def __exit__(self, *exception: Any) -> None:
         for hook in self._hooks:
@@ -143,24 +174,82 @@ class _Alive(TorchDispatchMode):
                 self._see(tensor.untyped_storage())
         return result
 
+    def alive(self) -> Counter[Growth | str]:
+        """Bytes that were allocated inside and are there still, by what they grow with."""
+        total = Counter[Growth | str]()
+        for growth, size in self._alive.values():
+            total[growth] += size
+        return total
+
+    def arrived(self) -> Counter[Growth | str]:
+        """Bytes of the gradients that have arrived, in either format."""
+        return self._arrived.copy()
+
     def _see(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
-        if key in self._known:
+        if key in self._known or key in self._alive:
             return
-        self._known.add(key)
-        growth, size = _growth(storage.nbytes())
+        self._alive[key] = growth, size = _growth(storage.nbytes())
         self.events.append((growth, size))
-        weakref.finalize(storage, self._forget, key, growth, size)
+        weakref.finalize(storage, self._forget, key)
 
-    def _forget(self, key: int, growth: Growth, size: int) -> None:
-        self._known.remove(key)
+    def _forget(self, key: int) -> None:
+        growth, size = self._alive.pop(key)
         self.events.append((growth, -size))
 
     def _take(self, master: Tensor) -> None:
         # In 16 bits while the arrived one is still there; in 32 it is the arrived one.
-        self.events.append(("bf16", 2 * master.numel()))
+        self._grow("bf16", 2 * master.numel())
         master.grad = None
-        self.events.append(("fp32", 4 * master.numel()))
+        self._grow("fp32", 4 * master.numel())
+
+    def _grow(self, kind: str, size: int) -> None:
+        self._arrived[kind] += size
+        self.events.append((kind, size))
+
+
+class _Others:
+    """Blocks that are not called, counted as one that is.
+
+    Forward it is the last of them, and what it keeps for its backward pass they have kept before.
+    Backward it is first, where most is kept, and then once more last, where most gradients are
+    there: in between, one goes as evenly as the other comes.
+    """
+
+    def __init__(self, count: _Alive, number: int) -> None:
+        self._count, self._number = count, number
+        self._begin, self._before = 0, Counter[Growth | str]()
+
+    def watchers(self) -> tuple[Callable[[], None], ...]:
+        return self._forward, self._forward_end, self._backward, self._backward_end
+
+    def _forward(self) -> None:
+        self._begin, self._before = len(self._count.events), self._count.alive()
+
+    def _forward_end(self) -> None:
+        kept = self._count.alive()
+        kept.subtract(self._before)
+        self._kept = [(kind, self._number * size) for kind, size in kept.items() if size]
+        self._count.events[self._begin : self._begin] = self._kept
+
+    def _backward(self) -> None:
+        self._begin, self._before = len(self._count.events), self._count.arrived()
+
+    def _backward_end(self) -> None:
+        events, arrived = self._count.events, self._count.arrived()
+        arrived.subtract(self._before)
+        own, change = events[self._begin :], Counter[Growth | str]()
+        for kind, size in own:
+            change[kind] += size
+        events += [(kind, -size) for kind, size in self._kept]
+        # Back to before its pass, by way of less: no more may be counted than was ever there.
+        events += [(kind, -size) for kind, size in sorted(change.items(), key=_sizes, reverse=True)]
+        events += [(kind, self._number * size) for kind, size in arrived.items()]
+        events += own
+
+
+def _sizes(change: tuple[Growth | str, int]) -> int:
+    return change[1]
 
 
 def _growth(size: int) -> tuple[Growth, int]:

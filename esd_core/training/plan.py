@@ -5,7 +5,7 @@ what would be alive is counted, allocation by allocation. So activations need no
 gradient checkpointing, size, batch and method count by what they do.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,19 +67,35 @@ def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-def check(denoiser: Rehearsable, config: ErasureConfig) -> Plan:
-    """The plan; ESDError when it does not fit, with the nearest settings that do."""
-    planner = Planner(denoiser, config)
+def _silent(_: str) -> None:
+    """For who does not wait to be told."""
+
+
+def check(
+    denoiser: Rehearsable, config: ErasureConfig, tell: Callable[[str], None] = _silent
+) -> Plan:
+    """The plan; ESDError when it does not fit, with the nearest settings that do.
+
+    tell: as in `Planner`.
+    """
+    planner = Planner(denoiser, config, tell)
     return planner.check(config, planner.plan(config))
 
 
 class Planner:
     """Plans runs of one model and one list of prompts, in the memory that is free now."""
 
-    def __init__(self, denoiser: Rehearsable, config: ErasureConfig) -> None:
+    def __init__(
+        self,
+        denoiser: Rehearsable,
+        config: ErasureConfig,
+        tell: Callable[[str], None] = _silent,
+    ) -> None:
+        """tell: what is counted next, a second's work at a time; what it raises ends the planning,
+        as a host's Cancel does."""
         self._denoiser = denoiser
         self._free = denoiser.free_memory()
-        self._dry_run = DryRun(denoiser, config)
+        self._dry_run = DryRun(denoiser, config, tell)
         self._weights = sum(t.numel() * t.element_size() for t in denoiser.parameters().values())
 
     def plan(self, config: ErasureConfig) -> Plan:
@@ -106,6 +122,8 @@ class Planner:
         """The smallest set of setting changes that makes the run fit, in words."""
         changes: dict[str, Any] = {}
         for name, value in memory_savers(config):
+            if name == "training.rank":  # with which all of cross-attention costs little more
+                changes.pop("method", None)
             changes[name] = value
             if not self._fits(config.override(changes)):
                 continue

@@ -14,7 +14,7 @@ import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy.model_management import get_free_memory, throw_exception_if_processing_interrupted
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...esd_core.errors import ConfigError, ESDError
@@ -79,6 +79,11 @@ class HostDenoiser:
         other = copy.copy(self)
         other._take(inner)
         return other
+
+    @property
+    def network(self) -> nn.Module:
+        unet: nn.Module = self._inner.diffusion_model
+        return unet
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         factor = self.architecture.latent_factor

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from trainers import bank_of, planned, trainer_of
 
 from esd_core.cli.main import main
@@ -98,17 +99,43 @@ def test_one_rehearsal_counts_every_batch_and_size(
 ):
     """To the byte, against rehearsals of those batches and sizes themselves."""
     denoiser, config = make_denoiser(dtype), settings()
-    count = DryRun(denoiser, config).step(config, checkpointing)
-    evaluation = DryRun(denoiser, config).evaluation()
+    count = DryRun(denoiser, config, print).step(config, checkpointing)
+    evaluation = DryRun(denoiser, config, print).evaluation()
     monkeypatch.setattr(dry_run, "_growth", lambda size: ((0, 0), size))
     for batch, edge in ((1, 8), (3, 16), (4, 24)):
         monkeypatch.setattr(dry_run, "BATCH", batch)
         monkeypatch.setattr(dry_run, "EDGE", edge // dry_run.LEVELS)
-        itself = DryRun(denoiser, config)
+        itself = DryRun(denoiser, config, print)
         for gradients in ("fp32", "bf16", 10**7):
             expected = itself.step(config, checkpointing).peak(1, 1, 1, gradients)
             assert count.peak(batch, edge, edge, gradients) == expected
         assert evaluation.peak(batch, edge, edge) == itself.evaluation().peak(1, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def deep(pipeline):
+    """With transformers of six blocks, as SDXL has of ten."""
+    shape = {**pipeline.unet.config, "transformer_layers_per_block": 6}
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(shape)
+    return DiffusersDenoiser(StableDiffusionXLPipeline(**{**pipeline.components, "unet": unet}))
+
+
+@pytest.mark.parametrize("overrides", [{}, {"method": "esd-u"}, {"training.rank": 2}])
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_equal_blocks_count_as_if_all_were_called(
+    deep, settings, monkeypatch, overrides, checkpointing
+):
+    """To the byte, and for a fraction of the calls."""
+    config = settings(overrides)
+    folded = DryRun(deep, config, print).step(config, checkpointing)
+    monkeypatch.setattr(dry_run, "fold", lambda network: [])
+    whole = DryRun(deep, config, print).step(config, checkpointing)
+    assert len(folded._none) < len(whole._none) / 1.5
+    for batch, edge in ((1, 8), (1, 32), (4, 64)):
+        for gradients in (0, "fp32", "bf16"):
+            expected = whole.peak(batch, edge, edge, gradients)
+            assert folded.peak(batch, edge, edge, gradients) == expected
 
 
 def test_from_the_second_pass_on_all_gradients_are_there(small, settings):
@@ -116,7 +143,7 @@ def test_from_the_second_pass_on_all_gradients_are_there(small, settings):
     small.free = needs(small, settings, gradient_checkpointing="on") - 1
     split = planned(small, settings(LARGE))
     assert whole.micro_batch == 4 > split.micro_batch
-    count = DryRun(small, settings(LARGE)).step(settings(LARGE), True)
+    count = DryRun(small, settings(LARGE), print).step(settings(LARGE), True)
     alone = count.peak(split.micro_batch, 32, 32)
     assert split.needed >= split.masters + split.optimizer + split.gradients + alone
 
@@ -172,6 +199,27 @@ def test_a_run_that_does_not_fit_does_not_start(small, settings, recorder, monke
     assert str(told.value).endswith("it fits with `training.optimizer` = adafactor")
     milder = {**LARGE, "training.optimizer": "adafactor"}
     assert planned(small, settings(milder)).fits
+
+
+def test_advice_counts_each_kind_of_step_once(small, settings):
+    """Whatever the sizes, optimizers and batches that are tried."""
+    told = []
+    asked = settings({"width": 4096, "height": 4096})
+    small.free = planned(small, settings({"training.rank": 16})).needed
+    with pytest.raises(ESDError, match="it fits with"):
+        memory.check(small, asked, told.append)
+    assert len(told) == len(set(told)) <= 5
+
+
+def test_a_host_can_end_the_planning(small, settings):
+    class Cancelled(Exception):
+        pass
+
+    def cancel(_):
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        memory.check(small, settings(), cancel)
 
 
 def test_a_device_that_is_much_too_small_is_told(small, settings):
