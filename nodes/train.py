@@ -10,8 +10,9 @@ from comfy_api.latest import io
 from ..esd_core.config.settings import ErasureConfig
 from ..esd_core.errors import ESDError
 from ..esd_core.files.metadata import Key
+from ..esd_core.training.collapse import collapse
 from ..esd_core.training.endings import ENDINGS
-from .host import patches, training
+from .host import finished, patches, runs, training
 from .host.folders import check_prefix, shown
 from .host.progress import told
 from .train_options import Options
@@ -65,6 +66,11 @@ class ESDTrain(io.ComfyNode):
                 io.String.Output(
                     "report", "report", tooltip="What came of it: what is left, what moved."
                 ),
+                io.String.Output(
+                    "history",
+                    "history",
+                    tooltip="The last runs, one a line, and the stopped ones that can go on.",
+                ),
             ],
         )
 
@@ -94,6 +100,11 @@ class ESDTrain(io.ComfyNode):
         return True
 
     @classmethod
+    def fingerprint_inputs(cls, filename_prefix: str | None = None, **_: Any) -> int:
+        """Another one once a file that was made for that name has been deleted."""
+        return finished.handed_out.losses(filename_prefix)
+
+    @classmethod
     def execute(
         cls,
         model: Any,
@@ -104,13 +115,19 @@ class ESDTrain(io.ComfyNode):
     ) -> io.NodeOutput:
         config = _config(values, options)
         node = cls.hidden.unique_id
-        resume = bool(options and options.resume)
+        resume = options.resume if options else True
         with errors_by_widget():
             trained = training.train(model, clip, config, filename_prefix, resume, node)
-        report = _report(trained)
+        finished.handed_out.add(filename_prefix, trained.path)
+        report = _report(trained, config)
         erased = patches.erased(model, trained.erasure.tensors, 1.0)
         return io.NodeOutput(
-            erased, trained.erasure, {"loss": trained.losses}, report, ui=told(report, node)
+            erased,
+            trained.erasure,
+            {"loss": trained.losses},
+            report,
+            runs.listed(),
+            ui=told(report, node),
         )
 
 
@@ -120,19 +137,32 @@ def _config(values: dict[str, Any], options: Options | None) -> ErasureConfig:
         return ErasureConfig.from_mapping({**further, **settings(values)})
 
 
-def _report(trained: training.Trained) -> str:
+def _report(trained: training.Trained, config: ErasureConfig) -> str:
     """Where the file is, how the run ended, and what the probes measured."""
     metadata = trained.erasure.metadata
-    verb = "written to" if trained.is_new else "the same inputs made this before, so it is taken:"
     ending = by_widget(ENDINGS.get(metadata.get(Key.ENDING, ""), ""))
     probes = json.loads(metadata.get(Key.PROBES, "{}"))
+    warning = by_widget(collapse(probes, config.negative_guidance))
     return ";\n".join(
         (
-            f"{verb} {shown(trained.path)}",
+            *([f"WARNING: {warning}"] if warning else []),
+            _file(trained),
+            *trained.notes,
             f"{metadata.get(Key.STEPS)} steps, {ending}",
             f"left of it, by the probe (0 % and below: gone): {_listed(probes.get('share', {}))}",
             f"drift of other prompts: {_listed(probes.get('drift', {}))}",
         )
+    )
+
+
+def _file(trained: training.Trained) -> str:
+    if trained.source is None:
+        return f"written to {shown(trained.path)}"
+    if trained.source == trained.path:
+        return f"the same inputs made this before, so it is taken: {shown(trained.path)}"
+    return (
+        f"the same inputs made {shown(trained.source)} before, so it is copied to "
+        f"{shown(trained.path)}"
     )
 
 

@@ -45,9 +45,9 @@ class ESDTrainOptions(io.ComfyNode):
                 *map(widget, WIDGETS),
                 io.Boolean.Input(
                     "resume",
-                    default=False,
-                    tooltip="Go on from the state that a cancelled run with the same inputs has "
-                    "left; without one, start from the beginning.",
+                    default=True,
+                    tooltip="Go on from the state that a stopped run with the same inputs has "
+                    "left, if there is one. Off: start afresh, and leave that state alone.",
                 ),
                 *map(widget, LATER),
             ],

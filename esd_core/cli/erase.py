@@ -8,6 +8,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,9 @@ from ..config.mappings import override
 from ..config.presets import load_preset, load_settings, preset_names
 from ..config.settings import ErasureConfig
 from ..errors import FileError
+from ..files import history
 from ..models.architectures import SDXL, Architecture
+from ..training.collapse import collapse
 from ..training.endings import ENDINGS
 from . import model as models
 from . import outputs
@@ -26,6 +29,7 @@ from .flags import CONFIG, add_flags, by_flag, given
 if TYPE_CHECKING:
     from ..files.erasure import Erasure
     from ..models.diffusers_backend import DiffusersDenoiser
+    from ..training.events import Outcome
     from ..training.run import Result
     from ..training.trainer import Trainer
 
@@ -70,13 +74,18 @@ def run(arguments: Namespace) -> int:
     denoiser, config = load_model(arguments, asked)
     trainer, result = _train(arguments, denoiser, config, state_file)
     if result.outcome.ending == "stopped":
+        _remember(arguments, config, result.outcome, state_file)
         _tell_how_to_resume(arguments, state_file, result.outcome.step)
         return 130
     _write_erasure(arguments, trainer, result.erasure)
     state_file.unlink(missing_ok=True)
+    _remember(arguments, config, result.outcome, arguments.out)
     if arguments.report:
         _write_report(arguments, denoiser, config, result)
     print(_summary(arguments.out, result))
+    warning = collapse(result.report["probes"], config.negative_guidance)
+    if warning:
+        note(f"esd: warning: {by_flag(warning)}")
     return 0
 
 
@@ -131,18 +140,25 @@ def _train(
     events = TerminalEvents(denoiser, config, arguments.out)
     try:
         with models.memory_told(), events.bar, StopRequest() as control:
-            plan = check(denoiser, config)
+            note("planning what the run needs of memory")
+            plan = check(denoiser, config, partial(_end_planning, control))
             note(str(plan))
             trainer = prepare(denoiser, config, plan, state_file, arguments.resume)
             values = sum(master.numel() for master in trainer.student.masters.values())
             itemsize = PRECISIONS[config.training.save_dtype].itemsize
             outputs.check_room(arguments.out, values * itemsize)
-            result = finish(trainer, trainer.run(events, control))
+            result = finish(trainer, _outcome(arguments, trainer, events, control))
             return trainer, replace(result, erasure=covered(result.erasure, events.cover))
     except KeyboardInterrupt:
         if events.saved:
             _tell_how_to_resume(arguments, state_file, events.saved)
         raise
+
+
+def _end_planning(control: StopRequest, _: str) -> None:
+    """It has nothing that could be lost: the first Ctrl-C ends it."""
+    if control.should_stop():
+        raise KeyboardInterrupt
 
 
 def _write_erasure(arguments: Namespace, trainer: Trainer, erasure: Erasure) -> None:
@@ -187,6 +203,34 @@ def _write_report(
         outputs.write_json(arguments.report, report, arguments.force)
     except FileError as error:
         raise FileError(f"{error}; the erasure is whole, in {arguments.out}") from error
+
+
+def _outcome(
+    arguments: Namespace, trainer: Trainer, events: TerminalEvents, control: StopRequest
+) -> Outcome:
+    """Of the run; one that fails is remembered too."""
+    from ..training.events import Outcome
+
+    try:
+        return trainer.run(events, control)
+    except BaseException:
+        path = trainer.state_file.path if trainer.state_file and events.saved else None
+        failed = Outcome("failed", trainer.step, 0)
+        _remember(arguments, trainer.config, failed, path)
+        raise
+
+
+def _remember(
+    arguments: Namespace, config: ErasureConfig, outcome: Outcome, file: Path | None
+) -> None:
+    """Adds the run to the history beside --out; a log that cannot be written loses no run."""
+    probes = outcome.probes.as_dict() if outcome.probes else {}
+    where = str(file) if file else ""
+    entry = history.record(config, arguments.model, outcome.ending, outcome.step, probes, where)
+    try:
+        history.append(arguments.out.with_name(history.NAME), entry)
+    except FileError as error:
+        note(f"esd: warning: {error}")
 
 
 def _tell_how_to_resume(arguments: Namespace, state_file: Path, step: int) -> None:

@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from typing import NoReturn
 
 from ..errors import ConfigError, ESDError
-from . import compare, demo, erase, evaluate, export, inspect, plan
+from . import compare, demo, erase, evaluate, export, history, inspect, plan
 from .console import printable
 from .flags import by_flag
 
@@ -28,6 +28,7 @@ COMMANDS = {
     "compare": (compare, "Draw pictures with and without erasures, side by side."),
     "evaluate": (evaluate, "Measure on the embedded model what was erased and what survived."),
     "inspect": (inspect, "Say what an erasure file holds."),
+    "history": (history, "List the runs that were made in a folder, and those that can go on."),
     "export": (export, "Merge an erasure into a model, for other programs."),
     "demo": (demo, "Erase Van Gogh from the embedded model, with pictures and measures."),
 }

@@ -7,7 +7,7 @@ never sees.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -38,12 +38,14 @@ class ProbeReport:
         prompt: which one that is.
         distance: |student - base| / |concept - base| there, which is eta at the target.
         drift: |student - teacher| / |teacher| for preserved and control prompts.
+        reach: |concept - base| / |base|, how far the concept itself moves a prediction there.
     """
 
     share: dict[str, float]
     prompt: dict[str, str]
     distance: dict[str, float]
     drift: dict[str, float]
+    reach: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
         return asdict(self)
@@ -145,6 +147,7 @@ class Probes:
             for line, terms in self._probed.items():
                 worst = max((*self._left(term), term.student) for term in terms)
                 report.share[line], report.distance[line], report.prompt[line] = worst
+                report.reach[line] = max(map(self._reach, terms))
             for prompt, states in self._watched.items():
                 own = states.predicted[prompt]
                 report.drift[prompt] = float((self._predict(states) - own).norm() / own.norm())
@@ -158,6 +161,10 @@ class Probes:
     def _direction(self, term: Term) -> Tensor:
         predicted = self._states[term.rollout()].predicted
         return predicted[str(term.concept)] - predicted[term.base]
+
+    def _reach(self, term: Term) -> float:
+        base = self._states[term.rollout()].predicted[term.base]
+        return float(self._direction(term).norm() / base.norm())
 
     def _left(self, term: Term) -> tuple[float, float]:
         """Share and distance."""

@@ -6,6 +6,7 @@ One safetensors file of the parts' `state_dict`s: tensors under their path in th
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import FileError
-from ..storage.reading import read_header, read_tensors
+from ..storage.output import megabytes
+from ..storage.reading import read_metadata, read_tensors
 from ..storage.writing import write_safetensors
 
 FORMAT = "esd-training-state-2"
@@ -33,9 +35,19 @@ State = Mapping[str, Any]
 """Nested mappings of tensors and of what JSON knows."""
 
 
+def resumable(settings: State) -> set[str]:
+    """Those of them that may differ. settings: flat."""
+    if settings.get("training.schedule") == "linear":  # which falls towards the last step
+        return RESUMABLE - {"training.steps"}
+    return RESUMABLE
+
+
+SUFFIX = ".state.safetensors"
+
+
 def state_path(erasure: Path) -> Path:
     """Where the state of the run that makes this erasure lies."""
-    return erasure.with_name(f"{erasure.name.removesuffix('.safetensors')}.state.safetensors")
+    return erasure.with_name(f"{erasure.name.removesuffix('.safetensors')}{SUFFIX}")
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,8 @@ class StateFile:
         write_safetensors(self.path, dict(_tensors(whole)), metadata, force=True)
 
     def read(self) -> dict[str, Any]:
-        """FileError when the file is missing, damaged, of another version, or of another run."""
+        """FileError when the file is missing, damaged, of another version or another run, or of a
+        step beyond the run's last."""
         state = read_state(self.path)
         if state.get("base") != self.base:
             raise FileError(
@@ -65,31 +78,82 @@ class StateFile:
                 f"the same one, or {_ANEW}"
             )
         refuse_other_run(self.path, state.get("settings", {}), self.settings)
+        step, last = state.get("step", 0), self.settings["training.steps"]
+        if step > last:
+            raise FileError(
+                f"{self.path} holds {step} steps, more than `training.steps` = {last}: raise "
+                f"`training.steps`, or {_ANEW}"
+            )
         return state
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a state file says of its run, without its tensors."""
+
+    path: Path
+    concepts: tuple[str, ...]
+    step: int
+
+    @property
+    def size(self) -> int:
+        """Bytes on the disk."""
+        return self.path.stat().st_size
+
+    def __str__(self) -> str:
+        name = ", ".join(self.concepts)
+        return f"{name}, step {self.step}, {megabytes(self.size)}: {self.path}"
+
+
+def summary(path: Path) -> Summary:
+    """FileError as for `read_state`."""
+    state = _values_of(path)
+    try:
+        return Summary(path, tuple(state["settings"]["concepts"]), int(state["step"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(path) from error
+
+
+def listed(*folders: Path) -> list[Summary]:
+    """The states in these folders, by name; other files, and folders that are not, are left out."""
+    found = []
+    for path in sorted(path for folder in folders for path in folder.glob(f"*{SUFFIX}")):
+        with suppress(FileError):
+            found.append(summary(path))
+    return found
 
 
 def read_state(path: Path) -> dict[str, Any]:
     """FileError when the file is missing, damaged, or of another version or kind."""
-    metadata = read_header(path).metadata
+    return _nested(_values_of(path), read_tensors(path), path)
+
+
+def _values_of(path: Path) -> dict[str, Any]:
+    """All of a state but its tensors."""
+    metadata = read_metadata(path)
     found = metadata.get("format", "")
     if found != FORMAT:
         is_state = found.startswith(FORMAT.rpartition("-")[0])
         what = f"is of the version {found}" if is_state else "is not a training state"
         raise FileError(f"{path} {what}, and {FORMAT} is read: {_ANEW}")
     try:
-        return _nested(json.loads(metadata["values"]), read_tensors(path))
-    except (KeyError, TypeError, ValueError) as error:
+        values: dict[str, Any] = json.loads(metadata["values"])
+    except (KeyError, ValueError) as error:
         raise damaged(path) from error
+    return values
 
 
-def _nested(state: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _nested(state: dict[str, Any], tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     """Undoes `_tensors` and `_values`."""
-    for name, tensor in tensors.items():
-        *parents, leaf = name.split(_SEPARATOR)
-        inner = state
-        for parent in parents:
-            inner = inner[parent]
-        inner[leaf] = tensor
+    try:
+        for name, tensor in tensors.items():
+            *parents, leaf = name.split(_SEPARATOR)
+            inner = state
+            for parent in parents:
+                inner = inner[parent]
+            inner[leaf] = tensor
+    except (KeyError, TypeError) as error:
+        raise damaged(path) from error
     return state
 
 
@@ -122,10 +186,7 @@ def refuse_other_run(path: Path, before: State, now: State) -> None:
 
     before, now: flat settings.
     """
-    resumable = RESUMABLE
-    if now.get("training.schedule") == "linear":  # which falls towards the last step
-        resumable = RESUMABLE - {"training.steps"}
-    names = sorted({*before, *now} - resumable)
+    names = sorted({*before, *now} - resumable(now))
     changed = [f"`{name}`" for name in names if before.get(name) != now.get(name)]
     if changed:
         raise FileError(

@@ -95,8 +95,12 @@ def prepare(
 
 def encoded_prompts(config: ErasureConfig) -> tuple[str, ...]:
     """All that a run encodes, for a host that does so beforehand."""
-    learnt, asked = term_source(config).terms, chain(*probed(config).values())
-    return (*prompts_of([*learnt, *asked]), *CONTROL_PROMPTS)
+    return (*prompts_of(term_source(config).terms), *probed_prompts(config))
+
+
+def probed_prompts(config: ErasureConfig) -> tuple[str, ...]:
+    """Those of them that do not depend on how many steps it has."""
+    return (*prompts_of([*chain(*probed(config).values())]), *CONTROL_PROMPTS)
 
 
 def finish(trainer: Trainer, outcome: Outcome) -> Result:

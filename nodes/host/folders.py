@@ -9,6 +9,7 @@ from pathlib import Path
 import folder_paths
 
 from ...esd_core.errors import ConfigError, FileError
+from ...esd_core.files import history
 
 LORAS = "loras"
 """The host's kind of folder that erasures live in, so that stock LoRA loaders list them."""
@@ -56,9 +57,19 @@ def _numbered(folder: str, prefix: str) -> tuple[Path, str, int]:
     return Path(inside), name, number
 
 
-def state_file(key: str) -> Path:
-    """Where the state of the run of that key lies."""
-    return Path(folder_paths.get_output_directory()) / STATES / f"{key[:16]}.state.safetensors"
+def written_files(folder: str) -> Iterator[Path]:
+    """All files of weights below output/`folder`."""
+    yield from sorted(Path(folder_paths.get_output_directory(), folder).rglob("*.safetensors"))
+
+
+def states_folder() -> Path:
+    """Where the states of stopped runs lie."""
+    return Path(folder_paths.get_output_directory()) / STATES
+
+
+def history_file() -> Path:
+    """The log of all runs."""
+    return Path(folder_paths.get_output_directory()) / history.NAME
 
 
 def lora_names() -> list[str]:

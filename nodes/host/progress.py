@@ -16,6 +16,7 @@ from torch import Tensor
 from ...esd_core.config.settings import ErasureConfig
 from ...esd_core.method.sampling import sample, unit_noise
 from ...esd_core.method.terms import erasing
+from ...esd_core.storage.output import megabytes
 from ...esd_core.training.events import Progress
 from .denoiser import HostDenoiser
 from .folders import shown
@@ -66,9 +67,10 @@ class NodeEvents:
             self._bar.update_absolute(step, preview=("JPEG", self.cover, _PREVIEW_EDGE))
 
     def on_save(self, step: int, path: Path) -> None:
+        size = megabytes(path.stat().st_size)
         say(
-            f"the state of step {step} is in {shown(path)};\n"
-            "to go on with it, queue the same again with resume on in ESD Train Options",
+            f"the state of step {step} ({size}) is in {shown(path)};\n"
+            "to go on with it, queue the same again; it is removed when the run is done",
             self._node,
         )
 

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
-from comfy.model_management import InterruptProcessingException, processing_interrupted
+from comfy.model_management import (
+    InterruptProcessingException,
+    processing_interrupted,
+    throw_exception_if_processing_interrupted,
+)
 
 from ...esd_core.config.settings import ErasureConfig
-from ...esd_core.errors import ESDError
 from ...esd_core.files.cover import covered
 from ...esd_core.files.erasure import Erasure
 from ...esd_core.files.metadata import Key
 from ...esd_core.files.native import read_erasure, write_erasure
-from ...esd_core.storage.reading import read_header
-from ...esd_core.training.checkpoint import RESUMABLE
+from ...esd_core.training.checkpoint import resumable
 from ...esd_core.training.out_of_memory import oom_as_error
 from ...esd_core.training.plan import check
-from ...esd_core.training.run import Result, encoded_prompts, finish, prepare
+from ...esd_core.training.run import Result, encoded_prompts, finish, prepare, probed_prompts
 from ...esd_core.training.trainer import Trainer
-from . import folders
+from . import finished, folders, runs, states
 from .denoiser import HostDenoiser
 from .model import architecture, refuse_quantised
 from .progress import NodeEvents, say
@@ -38,16 +42,24 @@ _EVERYTHING = 1e20
 
 @dataclass(frozen=True)
 class Trained:
-    """An erasure that lies in a file."""
+    """An erasure that lies in a file.
+
+    Attributes:
+        source: the file of the same run that it was taken from; None when it was trained now.
+        notes: what else there is to say of how it came about.
+    """
 
     erasure: Erasure
     path: Path
-    is_new: bool
+    source: Path | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def losses(self) -> list[float]:
-        losses: list[float] = json.loads(self.erasure.metadata.get(Key.LOSSES, "[]"))
-        return losses
+        """Two at least, and not all equal: the stock graph divides by their range."""
+        losses: list[float] = json.loads(self.erasure.metadata.get(Key.LOSSES, "[]")) or [0.0]
+        is_flat = min(losses) == max(losses)
+        return [*losses, math.nextafter(losses[-1], math.inf)] if is_flat else losses
 
 
 def train(
@@ -62,7 +74,8 @@ def train(
 
     Args:
         prefix: of the file's name, below output/loras.
-        resume: go on from the state that a cancelled run of the same inputs has left.
+        resume: go on from the state that a stopped run of the same inputs has left, if there is
+            one.
         node: whose progress is shown.
 
     Raises:
@@ -78,16 +91,39 @@ def train(
         denoiser = HostDenoiser(own, texts)
         course = _course(config, denoiser, texts)
         run = _digest([course, {n: v for n, v in config.flat().items() if n not in _REPORTING}])
-        known = _known(prefix, run)
+        known = finished.find(prefix, run, config.training.steps)
         if known:
-            return known
-        plan = check(denoiser, config)
+            states.clear(course, config.training.steps)
+            return _taken(known, prefix)
+        plan = check(denoiser, config, partial(_tell_planning, node))
         say(f"{plan};\nrecording what the model predicts", node)
-        state = folders.state_file(course)
-        trainer = prepare(denoiser, config, plan, state, resume and state.is_file())
+        state, notes = _state(course, config, resume)
+        trainer = prepare(denoiser, config, plan, state, state.is_file())
         result = _train(trainer, NodeEvents(denoiser, config, node), node)
-        state.unlink(missing_ok=True)
-    return _write(result, prefix, run)
+    trained = replace(_write(result, prefix, run), notes=notes)
+    runs.remember(trainer, result.outcome.ending, result.outcome.probes, trained.path)
+    states.clear(course, len(trainer.losses))
+    return trained
+
+
+def _tell_planning(node: str | None, what: str) -> None:
+    throw_exception_if_processing_interrupted()
+    say(f"planning memory: counting {what}", node)
+
+
+def _state(course: str, config: ErasureConfig, resume: bool) -> tuple[Path, tuple[str, ...]]:
+    """The state to go on from, or the name of a new one; and what there is to say of it."""
+    longest, beyond = states.find(course, config.training.steps)
+    if longest and resume:
+        return longest.path, (f"went on from step {longest.step} of a stopped run",)
+    left = [*([longest] if longest else []), *beyond]
+    why = "resume is off" if longest else "those are more steps than are asked for"
+    notes = (
+        f"started afresh beside the state of step {state.step} in {folders.shown(state.path)} "
+        f"({why})"
+        for state in left
+    )
+    return states.new_file(course, config), tuple(notes)
 
 
 class _Cancel:
@@ -99,8 +135,14 @@ class _Cancel:
 
 def _train(trainer: Trainer, events: NodeEvents, node: str | None) -> Result:
     say("sampling trajectories", node)
-    outcome = trainer.run(events, _Cancel())
+    try:
+        outcome = trainer.run(events, _Cancel())
+    except BaseException as error:
+        is_cancel = isinstance(error, InterruptProcessingException)
+        runs.remember(trainer, "stopped" if is_cancel else "failed")
+        raise
     if outcome.ending == "stopped":
+        runs.remember(trainer, "stopped", outcome.probes)
         raise InterruptProcessingException
     result = finish(trainer, outcome)
     return replace(result, erasure=covered(result.erasure, events.cover))
@@ -114,34 +156,36 @@ def _write(result: Result, prefix: str, run: str) -> Trained:
         Key.ENDING: outcome.ending,
     }
     erasure = replace(result.erasure, metadata={**result.erasure.metadata, **own})
+    return _written(erasure, prefix)
+
+
+def _written(erasure: Erasure, prefix: str) -> Trained:
     path = folders.next_file(folders.LORAS, prefix)
     write_erasure(path, erasure)
-    return Trained(replace(erasure, path=path), path, True)
+    return Trained(replace(erasure, path=path), path)
 
 
-def _known(prefix: str, run: str) -> Trained | None:
-    """The file that these inputs made before, if it is still there."""
-    for path in folders.numbered_files(folders.LORAS, prefix):
-        try:
-            if read_header(path).metadata.get(Key.RUN) == run:
-                return Trained(read_erasure(path), path, False)
-        except ESDError:  # somebody else's file
-            continue
-    return None
+def _taken(known: Path, prefix: str) -> Trained:
+    """What the same inputs have made, under the name that is asked for now."""
+    erasure = read_erasure(known)
+    if known in folders.numbered_files(folders.LORAS, prefix):
+        return Trained(erasure, known, source=known)
+    return replace(_written(erasure, prefix), source=known)
 
 
 # -- what makes a run the same -----------------------------------------------------------------
 
 
 def _course(config: ErasureConfig, denoiser: HostDenoiser, texts: Texts) -> str:
-    """A digest of all that decides the course of a run: settings, weights and text."""
-    settings = {name: value for name, value in config.flat().items() if name not in RESUMABLE}
+    """A digest of what decides the course of a run, but not its end: settings, weights, CLIP."""
+    flat = config.flat()
+    settings = {name: value for name, value in flat.items() if name not in resumable(flat)}
     weights = [
         [name, float(tensor.float().sum()), float(tensor.float().norm())]
         for name, tensor in denoiser.parameters().items()
     ]
-    states, _ = texts.rows(encoded_prompts(config))
-    text = [[float(row.sum()), float(row.norm())] for row in states]
+    rows, _ = texts.rows(probed_prompts(config))
+    text = [[float(row.sum()), float(row.norm())] for row in rows]
     levels = float(denoiser.model.model.model_sampling.sigmas.sum())
     return _digest([settings, weights, text, levels, denoiser.prediction.name])
 

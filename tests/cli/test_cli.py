@@ -29,6 +29,7 @@ from esd_core.config.presets import load_settings
 from esd_core.config.rules import bounds, described, kind_of
 from esd_core.config.settings import ErasureConfig
 from esd_core.errors import ConfigError
+from esd_core.files import history
 from esd_core.files.base import open_base
 from esd_core.files.native import read_erasure
 from esd_core.models.diffusers_backend import DiffusersDenoiser, load_denoiser
@@ -144,7 +145,8 @@ def test_an_erasure_is_written_with_its_report(run: Path, file: Path) -> None:
     }
     assert report["architecture"] == "sdxl"
     assert read_erasure(file).concepts == ("Van Gogh",)
-    assert not list((run / "new").iterdir()), "neither a state nor a partial file is left"
+    left = [path.name for path in (run / "new").iterdir()]
+    assert left == [history.NAME], "neither a state nor a partial file"
 
 
 def test_flags_lie_over_the_config_and_that_over_the_models_preset(run: Path) -> None:
@@ -224,7 +226,9 @@ def start(*words: object) -> subprocess.Popen[str]:
 
 
 @posix
-def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_to_the_same_bytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, state = tmp_path / "a b.safetensors", tmp_path / "a b.state.safetensors"
     quick = ("--trajectory-steps", "2", "--count", "1", "--batch-size", "2", "--save-every", "1")
     # a falling rate depends on the number of steps, which is changed below
@@ -236,7 +240,8 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     _, error = child.communicate(timeout=300)
     assert child.returncode == 130
     assert "Traceback" not in error and "stopping after this step" in error
-    assert [p.name for p in tmp_path.iterdir()] == [state.name], "nothing half written"
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {state.name, history.NAME}, "nothing half written"
 
     command = shlex.split(error.splitlines()[-1])
     assert command == ["esd", *map(str, words), "--resume"]
@@ -244,6 +249,10 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     assert esd(*command[1:], "--steps", steps) == 0
     assert {p.name for p in tmp_path.glob("*.safetensors")} == {out.name}
     assert cover(out).size == (128, 128)
+    assert esd("history", tmp_path) == 0
+    first, second = capsys.readouterr().out.splitlines()[-2:]
+    assert "Van Gogh | pocket" in first and "stopped" in first and state.name in first
+    assert f"{steps} steps" in second and "done" in second and out.name in second
     at_once = tmp_path / "at once.safetensors"
     assert esd(*words, "--steps", steps, "--out", at_once) == 0
     assert at_once.read_bytes() == out.read_bytes()

@@ -598,6 +598,16 @@ def test_resuming_on_another_model_is_refused(make_denoiser, settings, recorder,
         resumed(other, settings(), recorder, stopped)
 
 
+def test_a_state_beyond_the_last_step_is_refused(denoiser, settings, recorder, tmp_path):
+    """It would give a file of more steps than it claims."""
+    host, path = recorder(stop_at=3), tmp_path / "state.safetensors"
+    erase(denoiser, settings(), host, host, path)
+    before = path.read_bytes()
+    with pytest.raises(FileError, match=r"3 steps, more than `training\.steps` = 2: raise"):
+        resumed(denoiser, settings({"training.steps": 2}), recorder, path)
+    assert path.read_bytes() == before
+
+
 def test_a_missing_state_is_refused(denoiser, settings, recorder, tmp_path):
     with pytest.raises(FileError, match=r"nowhere\.safetensors"):
         resumed(denoiser, settings(), recorder, tmp_path / "nowhere.safetensors")
