@@ -178,7 +178,7 @@ _ANEW = "start the run anew"
 
 def damaged(path: Path) -> FileError:
     """What is said of a state file whose parts are missing or do not fit."""
-    return FileError(f"{path} is damaged: {_ANEW}")
+    return FileError(f"{path} is damaged: delete it, or {_ANEW}")
 
 
 def refuse_other_run(path: Path, before: State, now: State) -> None:

@@ -31,10 +31,10 @@ def _is_made_by(path: Path, run: str, steps: int) -> bool:
         metadata = read_metadata(path)
     except FileError:  # somebody else's
         return False
-    return metadata.get(Key.RUN) == run and _is_whole(metadata, steps)
+    return metadata.get(Key.RUN) == run and is_whole(metadata, steps)
 
 
-def _is_whole(metadata: Mapping[str, str], steps: int) -> bool:
+def is_whole(metadata: Mapping[str, str], steps: int) -> bool:
     """Whether the file holds what was asked for: all steps, or a run that ended by itself."""
     ending = metadata.get(Key.ENDING)
     if ending == "done":

@@ -102,7 +102,8 @@ def train(
         result = _train(trainer, NodeEvents(denoiser, config, node), node)
     trained = replace(_write(result, prefix, run), notes=notes)
     runs.remember(trainer, result.outcome.ending, result.outcome.probes, trained.path)
-    states.clear(course, len(trainer.losses))
+    if finished.is_whole(trained.erasure.metadata, config.training.steps):
+        states.clear(course, len(trainer.losses))
     return trained
 
 
