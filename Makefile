@@ -38,7 +38,7 @@ lint: $(INSTALLED)
 
 # A figure beside its rival's: make bench NAME=samples|erase|memory|step|concepts|batching|load, or all.
 # JSON=FILE keeps the figures, PAIRS=N sets how often each side runs.
-# NAME=efficacy|rivals|attack make tables of what is erased: all leaves them out, since they take an
+# NAME=efficacy|probes|rivals|attack make tables of what is erased: all leaves them out, since they take an
 # hour or more. JSON=FILE keeps their runs, and goes on from them; PAIRS=N seeds, but for attack, which has one;
 # options of their own go into ARGS: make bench NAME=rivals ARGS="--only house --per-pair 4".
 bench: $(INSTALLED)

@@ -13,7 +13,7 @@ TESTS = Path(__file__).parent
 if str(TESTS) not in sys.path:
     sys.path.insert(0, str(TESTS))
 
-from benchmarks import batching, efficacy, full_size, samples  # noqa: E402
+from benchmarks import batching, efficacy, full_size, probes, samples  # noqa: E402
 from benchmarks.__main__ import main  # noqa: E402
 from benchmarks.figure import Figure, table  # noqa: E402
 from benchmarks.official import official  # noqa: E402
@@ -141,3 +141,13 @@ def test_struck_words_are_never_drawn(monkeypatch):
     assert {draw.word(names) for _ in range(60)} == {*names}
     efficacy.strike()
     assert {draw.word(names) for _ in range(60)} == {"owl"}
+
+
+def test_a_probe_is_held_against_pictures():
+    """By hand: capped at 0.4, the shares are those of pictures, and one is missed."""
+    seen = [(0.9, 1.0), (0.2, 0.5), (-0.1, 0.0), (0.0, 0.4), (0.4, 1.0), (0.04, 0.1), (0.0, 0.0)]
+    told = probes.table({"house": seen}).splitlines()
+    assert told[2].startswith("| house | 90%, 100% | 20%, 50% | -10%, 0% |")
+    assert "1 of 7" in told[-1]
+    plain, capped = (float(word.rstrip(",")) for word in told[-1].split()[1:3])
+    assert plain < capped < 1

@@ -244,7 +244,7 @@ def test_a_table_has_shares_side_by_side():
 # -- the command -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["efficacy", "rivals", "attack"])
+@pytest.mark.parametrize("name", ["efficacy", "probes", "rivals", "attack"])
 def test_tables_are_named_and_left_out_of_all(name, monkeypatch, tmp_path):
     given = []
     monkeypatch.setattr(command.TABLES[name][0], "main", given.extend)

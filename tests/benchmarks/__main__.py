@@ -12,7 +12,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import attack, batching, concepts, efficacy, erase, load, memory, rivals, samples, step
+from . import (
+    attack,
+    batching,
+    concepts,
+    efficacy,
+    erase,
+    load,
+    memory,
+    probes,
+    rivals,
+    samples,
+    step,
+)
 from .figure import Figure, table
 
 BENCHMARKS = {
@@ -27,6 +39,7 @@ BENCHMARKS = {
 
 TABLES = {
     "efficacy": (efficacy, "what the default erases, and what it leaves alone (hours)"),
+    "probes": (probes, "whether probes tell what pictures show (20 minutes)"),
     "rivals": (rivals, "other ways to erase, and ours (hours; minutes with --only, --per-pair)"),
     "attack": (attack, "what a determined person gets back (an hour)"),
 }
