@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..esd_core.config.settings import ErasureConfig
 from ..esd_core.errors import ESDError
@@ -13,7 +14,7 @@ from ..esd_core.files.metadata import Key
 from ..esd_core.training.endings import ENDINGS
 from .host import patches, training
 from .host.folders import check_prefix, shown
-from .host.progress import told
+from .host.live import LiveRun
 from .train_options import Options
 from .types import Erased, Loss, TrainOptions
 from .widgets import by_widget, errors_by_widget, settings, widget
@@ -36,7 +37,7 @@ class ESDTrain(io.ComfyNode):
                 "the change as a LoRA file. The model that comes in stays as it is."
             ),
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             inputs=[
                 io.Model.Input(
                     "model",
@@ -53,6 +54,11 @@ class ESDTrain(io.ComfyNode):
                 ),
                 TrainOptions.Input(
                     "options", optional=True, tooltip="From ESD Train Options; without, defaults."
+                ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="The VAE of the same checkpoint: with it, previews are true pictures.",
                 ),
             ],
             # The second name is what older hosts show: without one, the type.
@@ -100,18 +106,25 @@ class ESDTrain(io.ComfyNode):
         clip: Any,
         filename_prefix: str,
         options: Options | None = None,
+        vae: Any = None,
         **values: Any,
     ) -> io.NodeOutput:
         config = _config(values, options)
-        node = cls.hidden.unique_id
         resume = bool(options and options.resume)
-        with errors_by_widget():
-            trained = training.train(model, clip, config, filename_prefix, resume, node)
-        report = _report(trained)
+        workflow = (cls.hidden.extra_pnginfo or {}).get("workflow")
+        with errors_by_widget(), LiveRun(cls.hidden.unique_id, workflow) as live:
+            trained = training.train(model, clip, config, filename_prefix, resume, live, vae)
+            report = _report(trained)
+            live.say(report)
         erased = patches.erased(model, trained.erasure.tensors, 1.0)
+        loss, said = {"loss": _drawable(trained.losses)}, ui.PreviewText(report)
         return io.NodeOutput(
-            erased, trained.erasure, {"loss": trained.losses}, report, ui=told(report, node)
+            erased, trained.erasure, loss, report + _drifts(trained), ui=said.as_dict() | _OURS
         )
+
+
+_OURS = {"esd_train": [True]}
+"""By which web/live.js knows text of this node."""
 
 
 def _config(values: dict[str, Any], options: Options | None) -> ErasureConfig:
@@ -121,23 +134,42 @@ def _config(values: dict[str, Any], options: Options | None) -> ErasureConfig:
 
 
 def _report(trained: training.Trained) -> str:
-    """Where the file is, how the run ended, and what the probes measured."""
+    """What is left, what drifted most, how the run ended, and the file: a node has little room."""
     metadata = trained.erasure.metadata
-    verb = "written to" if trained.is_new else "the same inputs made this before, so it is taken:"
+    measured = _measured(trained)
     ending = by_widget(ENDINGS.get(metadata.get(Key.ENDING, ""), ""))
-    probes = json.loads(metadata.get(Key.PROBES, "{}"))
-    return ";\n".join(
-        (
-            f"{verb} {shown(trained.path)}",
-            f"{metadata.get(Key.STEPS)} steps, {ending}",
-            f"left of it, by the probe (0 % and below: gone): {_listed(probes.get('share', {}))}",
-            f"drift of other prompts: {_listed(probes.get('drift', {}))}",
-        )
-    )
+    left = ", ".join(f"{name} {_share(part)}" for name, part in measured.get("share", {}).items())
+    drifts = measured.get("drift", {})
+    most = max(drifts, key=lambda prompt: drifts[prompt], default=None)
+    drift = f"most drift: {drifts[most]:.1%}, {_named(most)}" if most is not None else ""
+    before = "" if trained.is_new else "the same inputs made this before: "
+    steps = f"{metadata.get(Key.STEPS)} steps, {ending}"
+    return ";\n".join(filter(None, (left, drift, steps, before + shown(trained.path))))
 
 
-def _listed(measured: dict[str, float]) -> str:
-    """On one line, which wraps: a node has little room for text."""
-    return ", ".join(
-        f"{prompt or '(empty prompt)'} {part:.1%}" for prompt, part in measured.items()
+def _drifts(trained: training.Trained) -> str:
+    """The drift of every prompt, for the output alone."""
+    drifts = _measured(trained).get("drift", {})
+    return "".join(f"\n{_named(prompt)}: drift {part:.1%}" for prompt, part in drifts.items())
+
+
+def _measured(trained: training.Trained) -> dict[str, dict[str, float]]:
+    measured: dict[str, dict[str, float]] = json.loads(
+        trained.erasure.metadata.get(Key.PROBES, "{}")
     )
+    return measured
+
+
+def _share(part: float) -> str:
+    return f"{part:.0%} left" if part > 0 else f"gone ({part:.0%})"
+
+
+def _named(prompt: str) -> str:
+    return f'"{prompt}"' if prompt else "the empty prompt"
+
+
+def _drawable(losses: list[float]) -> list[float]:
+    """Plot Loss Graph divides by the range of its values: of one value there is none."""
+    if len(losses) > 1 and min(losses) < max(losses):
+        return losses
+    return [*losses, math.nextafter(losses[-1], math.inf)]

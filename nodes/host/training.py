@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
@@ -27,8 +28,10 @@ from ...esd_core.training.run import Result, encoded_prompts, finish, prepare
 from ...esd_core.training.trainer import Trainer
 from . import folders
 from .denoiser import HostDenoiser
+from .live import LiveRun
 from .model import architecture, refuse_quantised
-from .progress import NodeEvents, say
+from .previews import Previewer
+from .progress import NodeEvents
 from .session import borrowed
 from .text import Texts
 
@@ -56,14 +59,16 @@ def train(
     config: ErasureConfig,
     prefix: str,
     resume: bool,
-    node: str | None,
+    live: LiveRun,
+    vae: Any = None,
 ) -> Trained:
     """Trains as `config` says and writes the erasure, or finds what the same inputs made before.
 
     Args:
         prefix: of the file's name, below output/loras.
         resume: go on from the state that a cancelled run of the same inputs has left.
-        node: whose progress is shown.
+        live: what shows it on its node.
+        vae: VAE of the same checkpoint, for true previews.
 
     Raises:
         ESDError: an input does not fit.
@@ -81,25 +86,33 @@ def train(
         known = _known(prefix, run)
         if known:
             return known
+        previewer = Previewer(denoiser, config, vae)
+        live.say("planning")
         plan = check(denoiser, config)
-        say(f"{plan};\nrecording what the model predicts", node)
+        events = NodeEvents(denoiser, config, live, previewer, plan)
         state = folders.state_file(course)
         trainer = prepare(denoiser, config, plan, state, resume and state.is_file())
-        result = _train(trainer, NodeEvents(denoiser, config, node), node)
+        result = _train(trainer, events, live)
         state.unlink(missing_ok=True)
     return _write(result, prefix, run)
 
 
-class _Cancel:
+@dataclass(frozen=True)
+class _Asked:
     """Asked before every step; the host may also raise in the midst of one."""
+
+    live: LiveRun
 
     def should_stop(self) -> bool:
         return bool(processing_interrupted())
 
+    def should_finish(self) -> bool:
+        return self.live.is_to_finish
 
-def _train(trainer: Trainer, events: NodeEvents, node: str | None) -> Result:
-    say("sampling trajectories", node)
-    outcome = trainer.run(events, _Cancel())
+
+def _train(trainer: Trainer, events: NodeEvents, live: LiveRun) -> Result:
+    events.on_start(trainer)
+    outcome = trainer.run(events, _Asked(live))
     if outcome.ending == "stopped":
         raise InterruptProcessingException
     result = finish(trainer, outcome)
@@ -109,10 +122,11 @@ def _train(trainer: Trainer, events: NodeEvents, node: str | None) -> Result:
 def _write(result: Result, prefix: str, run: str) -> Trained:
     outcome = result.outcome
     own = {
-        Key.RUN: run,
         Key.LOSSES: json.dumps([float(f"{loss:.6g}") for loss in outcome.losses]),
         Key.ENDING: outcome.ending,
     }
+    if outcome.ending != "by hand":  # the inputs alone do not make that file again
+        own[Key.RUN] = run
     erasure = replace(result.erasure, metadata={**result.erasure.metadata, **own})
     path = folders.next_file(folders.LORAS, prefix)
     write_erasure(path, erasure)
