@@ -13,7 +13,8 @@ const SMOOTH = 0.9;
 export function draw(svg, run, width) {
   const frame = { right: width - EDGE.right, bottom: HEIGHT - EDGE.bottom };
   const [low, high] = range(run);
-  const total = Math.max(run.total ?? 1, 1);
+  // A run that was ended early fills the chart all the same.
+  const total = Math.max((run.running ? run.total : run.step) ?? 1, 1);
   const x = (step) => EDGE.left + (step / total) * (frame.right - EDGE.left);
   const y = (part) => frame.bottom - ((part - low) / (high - low)) * (frame.bottom - EDGE.top);
   svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);

@@ -20,7 +20,12 @@ try {
   const more = await pointsOnceAbove(few);
   await page.getByRole("button", { name: "Stop and keep" }).click();
   await page.waitForFunction(() => document.querySelector(".esd-live .words")?.textContent.includes(".safetensors"));
+  await page.waitForFunction(() => document.querySelector(".esd-live .buttons").hidden);
   await shoot("ended");
+  await page.evaluate(() => app.extensionManager.setting.set("Comfy.ColorPalette", "light"));
+  await page.waitForTimeout(1000);
+  await shoot("ended-light");
+  await page.evaluate(() => app.extensionManager.setting.set("Comfy.ColorPalette", "dark"));
   const said = await page.locator(".esd-live").innerText();
   console.log(JSON.stringify({ few, more, said, inside: await isInside() }));
 } finally {
