@@ -1,7 +1,7 @@
 // The live view of ESD Train: chart, words, pictures, and the buttons that end a run.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { Panel } from "./panel.js";
+import { Panel, THUMBS } from "./panel.js";
 
 const KIND = "ESDTrain";
 const MOST_RUNS = 20;
@@ -43,7 +43,8 @@ function take(run, { step, loss, probe, picture, ...rest }) {
   }
   if (loss !== undefined) run.losses.push([step, loss]);
   if (probe) run.probes.push(probe);
-  if (picture) run.pictures.push(picture);
+  // The first one, and as many of the newest as are shown.
+  if (picture) run.pictures = [...run.pictures.slice(0, 1), ...run.pictures.slice(1).slice(-THUMBS), picture];
 }
 
 function refresh() {

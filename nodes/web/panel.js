@@ -3,7 +3,7 @@ import { api } from "../../scripts/api.js";
 import { COLORS, DRIFT, LOSS, draw, names, smoothed, worst } from "./chart.js";
 
 const NARROWEST = 260;
-const THUMBS = 8;
+export const THUMBS = 8;
 const GONE = 0.02;
 const MUCH = 0.5;
 
