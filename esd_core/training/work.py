@@ -13,6 +13,7 @@ from itertools import chain
 from ..config.settings import ErasureConfig
 from ..method.contexts import probed, term_source
 from ..method.probes import STEPS, TRAJECTORIES, watched_rollouts
+from ..method.samples import preserved_part
 from ..method.terms import RoundTerms
 from .trainer import Trainer
 
@@ -35,14 +36,16 @@ def expected(config: ErasureConfig, probe_interval: int) -> Work:
     """A run from its first step, about: which probes tell is known when they are recorded."""
     terms = len([*chain(*probed(config).values())])
     probe = _states(config) * (terms + len(watched_rollouts(config)))
-    return _work(config, term_source(config).of_round, probe, probe_interval)
+    source = term_source(config)
+    return _work(config, source.of_round, source.preserving, probe, probe_interval)
 
 
 def remaining(trainer: Trainer) -> Work:
     """What is left of a run."""
     rounds, interval = trainer.rounds, trainer.probe_interval
     at = Position(trainer.step, rounds.next_index, rounds.ready)
-    return _work(trainer.config, rounds.bank.terms_of, trainer.probes.rows, interval, at)
+    bank, probe = rounds.bank, trainer.probes.rows
+    return _work(trainer.config, bank.terms_of, bank.preserving, probe, interval, at)
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ _START = Position(0, 0, 0)
 def _work(
     config: ErasureConfig,
     terms_of: Callable[[int], RoundTerms],
+    preserving: int,
     probe: int,
     interval: int,
     at: Position = _START,
@@ -69,7 +73,7 @@ def _work(
     while to_draw > 0:
         terms = terms_of(index)
         evaluated += _round_rows(terms, config)
-        to_draw -= _batches(terms, config)
+        to_draw -= _batches(terms, preserving, config)
         index += 1
     probes = 1 + (steps // interval - at.step // interval if interval else 0)
     return Work(evaluated + probes * probe, (steps - at.step) * config.training.batch_size)
@@ -86,10 +90,10 @@ def _round_rows(terms: RoundTerms, config: ErasureConfig) -> int:
     return steps * predicted + min(len(terms.beside), steps * _erasing(terms))
 
 
-def _batches(terms: RoundTerms, config: ErasureConfig) -> int:
+def _batches(terms: RoundTerms, preserving: int, config: ErasureConfig) -> int:
     """As `Samples.batches` makes of that round."""
     samples, batch = config.trajectory.steps * _erasing(terms), config.training.batch_size
-    share = batch - (batch // 2 if config.preserves else 0)
+    share = batch - (preserved_part(batch, preserving) if config.preserves else 0)
     return samples // min(share, samples) * config.trajectory.reuse
 
 

@@ -43,8 +43,13 @@ function take(run, { step, loss, probe, picture, ...rest }) {
   }
   if (loss !== undefined) run.losses.push([step, loss]);
   if (probe) run.probes.push(probe);
-  // The first one, and as many of the newest as are shown.
-  if (picture) run.pictures = [...run.pictures.slice(0, 1), ...run.pictures.slice(1).slice(-THUMBS), picture];
+  if (picture) add(run, picture);
+}
+
+/** Keeps the first picture and as many of the newest as are shown; the last step may come twice. */
+function add(run, picture) {
+  const [first, ...later] = run.pictures.filter((one) => one.step !== picture.step);
+  run.pictures = [...(first ? [first] : []), ...later.slice(-THUMBS), picture];
 }
 
 function refresh() {

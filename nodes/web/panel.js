@@ -30,6 +30,7 @@ style.textContent = `
 .esd-live figure { margin: 0; flex: 1; min-width: 0; max-width: 50%; }
 .esd-live .pair, .esd-live .strip { display: flex; gap: 4px; }
 .esd-live img { display: block; width: 100%; border-radius: 4px; }
+.esd-live .pair figure { max-width: 38%; }
 .esd-live .strip figure { flex: 0 0 calc((100% - 28px) / 8); }
 `;
 document.head.append(style);
