@@ -12,7 +12,7 @@ style.textContent = `
 .esd-live { display: flex; flex-direction: column; gap: 6px; padding: 2px; box-sizing: border-box; overflow: hidden;
   font: 11px/1.35 Inter, Arial, sans-serif; color: var(--input-text, #ddd); }
 .esd-live > * { flex: none; }
-.esd-live[hidden], .esd-live [hidden] { display: none; }
+.esd-live[hidden], .esd-live [hidden] { display: none !important; }
 .esd-live svg { width: 100%; display: block; background: var(--comfy-input-bg, #222); border-radius: 4px; }
 .esd-live svg text { font-size: 10px; fill: var(--input-text, #ddd); }
 .esd-live svg .rule { stroke: var(--border-color, #4e4e4e); }
