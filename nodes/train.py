@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..esd_core.config.settings import ErasureConfig
 from ..esd_core.errors import ESDError
@@ -14,7 +14,7 @@ from ..esd_core.training.collapse import collapse
 from ..esd_core.training.endings import ENDINGS
 from .host import finished, patches, runs, training
 from .host.folders import check_prefix, shown
-from .host.progress import told
+from .host.live import LiveRun
 from .train_options import Options
 from .types import Erased, Loss, TrainOptions
 from .widgets import by_widget, errors_by_widget, settings, widget
@@ -37,7 +37,7 @@ class ESDTrain(io.ComfyNode):
                 "the change as a LoRA file. The model that comes in stays as it is."
             ),
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             inputs=[
                 io.Model.Input(
                     "model",
@@ -54,6 +54,11 @@ class ESDTrain(io.ComfyNode):
                 ),
                 TrainOptions.Input(
                     "options", optional=True, tooltip="From ESD Train Options; without, defaults."
+                ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="The VAE of the same checkpoint: with it, previews are true pictures.",
                 ),
             ],
             # The second name is what older hosts show: without one, the type.
@@ -111,24 +116,31 @@ class ESDTrain(io.ComfyNode):
         clip: Any,
         filename_prefix: str,
         options: Options | None = None,
+        vae: Any = None,
         **values: Any,
     ) -> io.NodeOutput:
         config = _config(values, options)
-        node = cls.hidden.unique_id
         resume = options.resume if options else True
-        with errors_by_widget():
-            trained = training.train(model, clip, config, filename_prefix, resume, node)
+        workflow = (cls.hidden.extra_pnginfo or {}).get("workflow")
+        with errors_by_widget(), LiveRun(cls.hidden.unique_id, workflow) as live:
+            trained = training.train(model, clip, config, filename_prefix, resume, live, vae)
+            report = _report(trained, config)
+            live.say(report)
         finished.handed_out.add(filename_prefix, trained.path)
-        report = _report(trained, config)
         erased = patches.erased(model, trained.erasure.tensors, 1.0)
+        loss, said = {"loss": trained.losses}, ui.PreviewText(report)
         return io.NodeOutput(
             erased,
             trained.erasure,
-            {"loss": trained.losses},
-            report,
+            loss,
+            report + _drifts(trained),
             runs.listed(),
-            ui=told(report, node),
+            ui=said.as_dict() | _OURS,
         )
+
+
+_OURS = {"esd_train": [True]}
+"""By which web/live.js knows text of this node."""
 
 
 def _config(values: dict[str, Any], options: Options | None) -> ErasureConfig:
@@ -138,36 +150,44 @@ def _config(values: dict[str, Any], options: Options | None) -> ErasureConfig:
 
 
 def _report(trained: training.Trained, config: ErasureConfig) -> str:
-    """Where the file is, how the run ended, and what the probes measured."""
+    """What is left, what drifted most, how the run ended, and the file: a node has little room."""
     metadata = trained.erasure.metadata
+    measured = _measured(trained)
+    warning = by_widget(collapse(measured, config.negative_guidance))
     ending = by_widget(ENDINGS.get(metadata.get(Key.ENDING, ""), ""))
-    probes = json.loads(metadata.get(Key.PROBES, "{}"))
-    warning = by_widget(collapse(probes, config.negative_guidance))
-    return ";\n".join(
-        (
-            *([f"WARNING: {warning}"] if warning else []),
-            _file(trained),
-            *trained.notes,
-            f"{metadata.get(Key.STEPS)} steps, {ending}",
-            f"left of it, by the probe (0 % and below: gone): {_listed(probes.get('share', {}))}",
-            f"drift of other prompts: {_listed(probes.get('drift', {}))}",
-        )
-    )
+    left = ", ".join(f"{name} {_share(part)}" for name, part in measured.get("share", {}).items())
+    drifts = measured.get("drift", {})
+    most = max(drifts, key=lambda prompt: drifts[prompt], default=None)
+    drift = f"most drift: {drifts[most]:.1%}, {_named(most)}" if most is not None else ""
+    steps = f"{metadata.get(Key.STEPS)} steps, {ending}"
+    told = (warning and f"WARNING: {warning}", left, drift, *trained.notes, steps, _file(trained))
+    return ";\n".join(filter(None, told))
 
 
 def _file(trained: training.Trained) -> str:
     if trained.source is None:
-        return f"written to {shown(trained.path)}"
+        return shown(trained.path)
     if trained.source == trained.path:
-        return f"the same inputs made this before, so it is taken: {shown(trained.path)}"
-    return (
-        f"the same inputs made {shown(trained.source)} before, so it is copied to "
-        f"{shown(trained.path)}"
-    )
+        return f"the same inputs made this before: {shown(trained.path)}"
+    return f"the same inputs made {shown(trained.source)} before: copied to {shown(trained.path)}"
 
 
-def _listed(measured: dict[str, float]) -> str:
-    """On one line, which wraps: a node has little room for text."""
-    return ", ".join(
-        f"{prompt or '(empty prompt)'} {part:.1%}" for prompt, part in measured.items()
+def _drifts(trained: training.Trained) -> str:
+    """The drift of every prompt, for the output alone."""
+    drifts = _measured(trained).get("drift", {})
+    return "".join(f"\n{_named(prompt)}: drift {part:.1%}" for prompt, part in drifts.items())
+
+
+def _measured(trained: training.Trained) -> dict[str, dict[str, float]]:
+    measured: dict[str, dict[str, float]] = json.loads(
+        trained.erasure.metadata.get(Key.PROBES, "{}")
     )
+    return measured
+
+
+def _share(part: float) -> str:
+    return f"{part:.0%} left" if part > 0 else f"gone ({part:.0%})"
+
+
+def _named(prompt: str) -> str:
+    return f'"{prompt}"' if prompt else "the empty prompt"

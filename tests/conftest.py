@@ -92,9 +92,9 @@ def settings():
 class Recorder:
     """Events and commands of a run: notes everything, does what `at` says after a step, stops."""
 
-    def __init__(self, stop_at=None, at=None):
-        self.stop_at, self.at = stop_at, at or {}
-        self.steps, self.previews, self.saves = [], [], []
+    def __init__(self, stop_at=None, at=None, finish_at=None):
+        self.stop_at, self.at, self.finish_at = stop_at, at or {}, finish_at
+        self.steps, self.previews, self.saves, self.probes = [], [], [], []
         self.done = 0
 
     def on_step(self, progress):
@@ -106,11 +106,17 @@ class Recorder:
     def on_preview(self, step: int, student: dict):
         self.previews.append((step, student))
 
+    def on_probe(self, step: int, report):
+        self.probes.append((step, report))
+
     def on_save(self, step: int, path: Path):
         self.saves.append((step, path))
 
     def should_stop(self):
         return self.stop_at is not None and self.done >= self.stop_at
+
+    def should_finish(self):
+        return self.finish_at is not None and self.done >= self.finish_at
 
 
 @pytest.fixture(scope="session")

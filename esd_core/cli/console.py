@@ -68,6 +68,9 @@ class StopRequest:
     def should_stop(self) -> bool:
         return self._asked
 
+    def should_finish(self) -> bool:
+        return False
+
     def __enter__(self) -> StopRequest:
         self._before = signal.signal(signal.SIGINT, self._on_signal)
         return self

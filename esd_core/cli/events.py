@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+    from ..method.probes import ProbeReport
     from ..models.diffusers_backend import DiffusersDenoiser
     from ..training.events import Progress
 
@@ -43,6 +44,9 @@ class TerminalEvents:
             self._draw(path, step, student)
         except ESDError as error:
             note(f"esd: warning: no preview: {error}")  # not worth losing the run
+
+    def on_probe(self, step: int, report: ProbeReport) -> None:
+        """The report at the end says the last one."""
 
     def on_save(self, step: int, path: Path) -> None:
         self.saved = step

@@ -11,6 +11,7 @@ from .erasure import Erasure
 from .metadata import Key
 
 _EDGE, _QUALITY = 256, 85
+"""Of the shorter edge, in pixels: less is a blot where a host shows it large."""
 
 
 def covered(erasure: Erasure, picture: Image.Image | None) -> Erasure:
@@ -20,8 +21,9 @@ def covered(erasure: Erasure, picture: Image.Image | None) -> Erasure:
     """
     if picture is None:
         return erasure
-    small = picture.convert("RGB")
-    small.thumbnail((_EDGE, _EDGE))
+    scale = _EDGE / min(picture.size)
+    width, height = (round(scale * edge) for edge in picture.size)
+    small = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     small.save(file, "JPEG", quality=_QUALITY)
     cover = json.dumps([base64.b64encode(file.getvalue()).decode("ascii")])

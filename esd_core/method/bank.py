@@ -98,6 +98,10 @@ class Bank:
                     "name it in words that the text encoder knows"
                 )
 
+    def terms_of(self, index: int) -> RoundTerms:
+        """What round number `index` is for."""
+        return self._source.of_round(index)
+
     def rows(self, condition: Tensor) -> Conditioning:
         """What the student is given for samples of these prompts, on the device."""
         return self.conditioning.select(condition.cpu()).map(
@@ -114,7 +118,7 @@ class Bank:
             noise: the stream that the initial latents and the choice of states come from.
             student: its tensors, when trajectories are sampled on policy.
         """
-        terms = self._source.of_round(index)
+        terms = self.terms_of(index)
         found = self._rollout_all(terms, noise, student)
         followed = Samples.cat(found.followed)
         lacking = (1 + self.preserving) * followed.erasing - len(followed)

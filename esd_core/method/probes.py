@@ -65,6 +65,12 @@ class _States:
     predicted: dict[str, Tensor]
 
 
+def watched_rollouts(config: ErasureConfig) -> list[tuple[str, ...]]:
+    """Of the prompts whose drift is measured."""
+    preserved = (term.student for term in preserving(config))
+    return [(prompt, "") for prompt in (*preserved, *CONTROL_PROMPTS)]
+
+
 class Probes:
     """Records the teacher once; `measure` then compares the student with it.
 
@@ -89,8 +95,7 @@ class Probes:
             sampling_batch: how many evaluations go through the network together.
         """
         self._denoiser, self._config, self._sampling_batch = denoiser, config, sampling_batch
-        preserved = (term.student for term in preserving(config))
-        watched = [(prompt, "") for prompt in (*preserved, *CONTROL_PROMPTS)]
+        watched = watched_rollouts(config)
         self._states: dict[tuple[str, ...], _States] = {}
         rollouts = [term.rollout() for term in chain(*probed.values())]
         asked = dict.fromkeys([*rollouts, *watched])
@@ -138,6 +143,12 @@ class Probes:
             own = encoded.select([int(places[index, 0])]).map(lambda tensor: tensor.cpu())
             cpu = [prediction.cpu() for prediction in predicted]
             self._states[row] = _States(x.cpu(), sigma, own, dict(zip(row, cpu, strict=True)))
+
+    @property
+    def rows(self) -> int:
+        """Evaluations that a measurement takes."""
+        told = (self._states[term.rollout()] for term in chain(*self._probed.values()))
+        return sum(len(states.x) for states in chain(told, self._watched.values()))
 
     @torch.no_grad()
     def measure(self, student: Mapping[str, Tensor]) -> ProbeReport:

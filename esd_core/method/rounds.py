@@ -30,7 +30,17 @@ class Rounds:
     @property
     def is_used_up(self) -> bool:
         """Whether the next batch needs new trajectories first."""
-        return self._position == len(self.batches)
+        return self.ready == 0
+
+    @property
+    def next_index(self) -> int:
+        """Of the round that will be sampled next."""
+        return self._round
+
+    @property
+    def ready(self) -> int:
+        """Batches that are left of this round."""
+        return len(self.batches) - self._position
 
     @property
     def batch_size(self) -> int:

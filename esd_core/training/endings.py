@@ -6,4 +6,5 @@ ENDINGS = {
     "drifted": (
         "ended early: a prompt drifted beyond `training.max_drift`; the last state below it is kept"
     ),
+    "by hand": "ended by hand: what was trained by then is kept",
 }

@@ -32,18 +32,25 @@ class Events(Protocol):
     def on_preview(self, step: int, student: dict[str, Tensor]) -> None:
         """Also at the end, of what comes out."""
 
+    def on_probe(self, step: int, report: ProbeReport) -> None: ...
+
     def on_save(self, step: int, path: Path) -> None: ...
 
 
 class Control(Protocol):
     """What a host may ask."""
 
-    def should_stop(self) -> bool: ...
+    def should_stop(self) -> bool:
+        """Break off now; the state is saved, to be resumed."""
+
+    def should_finish(self) -> bool:
+        """End now, as if the step just made were the last; not asked before the first one."""
 
 
 @dataclass
 class Outcome:
-    """How a run ended: "done", "erased" (until), "drifted" (max_drift) or "stopped"."""
+    """How a run ended: "done", "erased" (until), "drifted" (max_drift), "by hand" (asked to
+    finish early) or "stopped"."""
 
     ending: str
     step: int

@@ -24,7 +24,12 @@ from .update import Update
 
 
 class Trainer:
-    """Trains a student. Everything that changes meanwhile is in its parts, each with its state."""
+    """Trains a student. Everything that changes meanwhile is in its parts, each with its state.
+
+    Attributes:
+        probe_interval: steps between two probes, 0 for none. A host that shows them may set it
+            where the config asks for none: measuring changes nothing.
+    """
 
     def __init__(
         self,
@@ -42,6 +47,7 @@ class Trainer:
         masters = list(student.masters.values())
         self.update = Update(masters, config.training, denoiser.compute_dtype, plan.keeps_bf16)
         self.early_stop = EarlyStop(config.training, preserving(config))
+        self.probe_interval = config.training.probe_interval
         self.step = 0
         self.losses: list[float] = []
 
@@ -66,11 +72,12 @@ class Trainer:
 
     def _run(self, events: Events, control: Control) -> Outcome:
         training = self.config.training
-        started, first, is_stopped = time.monotonic(), self.step, False
+        started, first, is_stopped, is_kept = time.monotonic(), self.step, False, False
         with self.denoiser.checkpointed(self.plan.checkpointing):
             while self.step < training.steps and self.early_stop.status == RUNNING:
                 is_stopped = control.should_stop()
-                if is_stopped:
+                is_kept = self.step > 0 and control.should_finish()
+                if is_stopped or is_kept:
                     break
                 self.take_step()
                 seconds = (time.monotonic() - started) / (self.step - first)
@@ -79,9 +86,10 @@ class Trainer:
         if is_stopped:
             self.save(events)
         report = self._final_report(is_stopped)
-        if training.preview_every and not is_stopped:
-            events.on_preview(self.step, self.student.tensors())
-        ended = "done" if self.early_stop.status == RUNNING else self.early_stop.status
+        if not is_stopped:
+            self._show_result(events, report)
+        finished = "by hand" if is_kept else "done"
+        ended = finished if self.early_stop.status == RUNNING else self.early_stop.status
         ending = "stopped" if is_stopped else ended
         return Outcome(ending, self.step, time.monotonic() - started, self.losses, report)
 
@@ -124,8 +132,10 @@ class Trainer:
         training = self.config.training
         if _due(self.step, training.preview_every) and self.step < training.steps:
             events.on_preview(self.step, self.student.tensors())
-        if _due(self.step, training.probe_interval):
-            self.step = self.early_stop.check(self._probe(), self.student, self.step)
+        if _due(self.step, self.probe_interval):
+            report = self._probe()
+            events.on_probe(self.step, report)
+            self.step = self.early_stop.check(report, self.student, self.step)
         if _due(self.step, training.save_every) and self.early_stop.status == RUNNING:
             self.save(events)
 
@@ -142,6 +152,11 @@ class Trainer:
             return report
         self.step = step
         return self._probe()
+
+    def _show_result(self, events: Events, report: ProbeReport) -> None:
+        events.on_probe(self.step, report)
+        if self.config.training.preview_every:
+            events.on_preview(self.step, self.student.tensors())
 
     def save(self, events: Events) -> None:
         """Writes the state file, where the run has one."""

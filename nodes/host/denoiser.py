@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
@@ -25,6 +25,9 @@ from .model import architecture, context_width, prediction
 from .session import compute_dtype, differentiable_attention
 from .text import Texts
 
+OnRows = Callable[[int, bool], None]
+"""Called with the rows that go through the network, and whether they are trained on."""
+
 
 class HostDenoiser:
     """Speaks for a MODEL that `session.borrowed` has opened.
@@ -39,6 +42,7 @@ class HostDenoiser:
         self.device: torch.device = model.load_device
         self.compute_dtype = compute_dtype(model)
         self.prediction = prediction(model)
+        self.on_rows: OnRows = lambda rows, is_trained: None
         self._take(model.model)
 
     def _take(self, inner: comfy.model_base.BaseModel) -> None:
@@ -123,6 +127,7 @@ class HostDenoiser:
 
     def predict(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         throw_exception_if_processing_interrupted()
+        self.on_rows(len(x), torch.is_grad_enabled())
         vector: dict[str, Any] = {}
         if conditioning.pooled is not None:
             vector = {"y": conditioning.pooled}

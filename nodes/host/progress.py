@@ -1,34 +1,38 @@
-"""What a run shows on its node: a bar, a line of text and a preview."""
+"""What a training shows on its node: a bar, a line of text, a chart and previews."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import comfy.utils
-import latent_preview
-import torch
 from comfy_api.latest import ui
 from PIL import Image
-from server import PromptServer
 from torch import Tensor
 
 from ...esd_core.config.settings import ErasureConfig
-from ...esd_core.method.sampling import sample, unit_noise
-from ...esd_core.method.terms import erasing
+from ...esd_core.method.probes import ProbeReport
 from ...esd_core.storage.output import megabytes
 from ...esd_core.training.events import Progress
+from ...esd_core.training.plan import Plan
+from ...esd_core.training.trainer import Trainer
+from ...esd_core.training.work import Work, expected, recording_rows, remaining
+from . import previews
+from .clock import Clock, written
 from .denoiser import HostDenoiser
 from .folders import shown
+from .live import LiveRun, as_address, say
+from .previews import Previewer
 
-_PREVIEW_STEPS = 12
-_PREVIEW_EDGE = 512
-
-
-def say(text: str, node: str | None) -> None:
-    """Text on the node. Nodes 2.0 join its lines: it should read without their ends, too."""
-    if node is not None:
-        PromptServer.instance.send_progress_text(text, node)
+_BAR = 1000
+_EDGE = 320
+"""Of the pictures that a page is sent."""
+_SECONDS = 0.5
+"""Between two lines of text that no step has caused."""
+_PROBES = 8
+"""Points of the chart's shares, where the config asks for no probes: it takes that many to see
+whether to stop."""
 
 
 def told(text: str, node: str | None) -> ui.PreviewText:
@@ -44,65 +48,107 @@ def on_steps(total: int) -> Callable[..., None]:
 
 
 class NodeEvents:
-    """Speaks for a training on its node."""
+    """Speaks for a training on its node.
 
-    def __init__(self, denoiser: HostDenoiser, config: ErasureConfig, node: str | None) -> None:
-        self._denoiser, self._config, self._node = denoiser, config, node
-        self._bar = comfy.utils.ProgressBar(config.training.steps)
-        self.cover: Image.Image | None = None
+    The bar and the time left are of all that the network does: recording what the model predicts,
+    sampling trajectories, steps, probes and previews.
+    """
+
+    def __init__(
+        self,
+        denoiser: HostDenoiser,
+        config: ErasureConfig,
+        live: LiveRun,
+        previewer: Previewer,
+        plan: Plan,
+    ) -> None:
+        self._config, self._live, self._previewer = config, live, previewer
+        self._bar, self._clock, self._said = comfy.utils.ProgressBar(_BAR), Clock(), 0.0
+        self._pictures: list[Image.Image] = []
+        self._doing = f"{plan};\nrecording what the model predicts"
+        self._interval = config.training.probe_interval or _interval(config.training.steps)
+        self._expect(expected(config, self._interval), 0, recording_rows(config))
+        denoiser.on_rows = self._on_rows
+        self._say()
+
+    @property
+    def cover(self) -> Image.Image | None:
         """The last preview."""
+        return self._pictures[-1] if len(self._pictures) > 1 else None
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Before the first step: from here on it is known how much is left."""
+        trainer.probe_interval = self._interval
+        self._expect(remaining(trainer), trainer.step)
+        total, step = self._config.training.steps, trainer.step
+        # A run that goes on may still have batches of the round that it was cancelled in.
+        is_sampling = trainer.rounds.ready == 0
+        self._doing = "sampling trajectories" if is_sampling else f"step {step} of {total}"
+        self._live.show(step=step, total=total, concepts=[*map(str, self._config.concepts)])
+        self._say()
+        if self._config.training.preview_every:
+            self._show({}, 0)
 
     def on_step(self, progress: Progress) -> None:
-        self._bar.update_absolute(progress.step, progress.total)
-        say(
-            f"step {progress.step} of {progress.total}, loss {progress.loss:.4g},\n"
-            f"{progress.seconds:.2f} s a step, {_clock(progress.left)} left",
-            self._node,
-        )
+        self._doing = f"step {progress.step} of {progress.total}, loss {progress.loss:.4g}"
+        self._live.show(step=progress.step, loss=progress.loss)
+        self._say()
+
+    def on_probe(self, step: int, report: ProbeReport) -> None:
+        self._live.show(probe={"step": step, "share": report.share, "drift": report.drift})
 
     def on_preview(self, step: int, student: dict[str, Tensor]) -> None:
-        with self._denoiser.swapped(student):
-            self.cover = self._draw()
-        if self.cover:
-            self._bar.update_absolute(step, preview=("JPEG", self.cover, _PREVIEW_EDGE))
+        self._show(student, step)
 
     def on_save(self, step: int, path: Path) -> None:
         size = megabytes(path.stat().st_size)
-        say(
+        self._live.parting = (
             f"the state of step {step} ({size}) is in {shown(path)};\n"
-            "to go on with it, queue the same again; it is removed when the run is done",
-            self._node,
+            "to go on with it, queue the same again; it is removed when the run is done"
         )
 
-    def _draw(self) -> Image.Image | None:
-        """The first concept's prompt, drawn by the student from the seed's noise."""
-        denoiser, config = self._denoiser, self._config
-        prompt = erasing(config)[0].student
-        shape = denoiser.latent_shape(config.width, config.height)
-        generator = torch.Generator().manual_seed(config.seed)
-        noise = unit_noise((1, *shape), generator, denoiser.device)
-        rows = denoiser.encode([prompt, ""], config.width, config.height)
-        pair = [rows.select([0]), rows.select([1])]
-        schedule = denoiser.schedule(_PREVIEW_STEPS)
-        latents = sample(denoiser, noise, pair, schedule, config.trajectory.guidance)
-        return _picture(denoiser, latents)
+    def _show(self, student: dict[str, Tensor], step: int) -> None:
+        picture = self._previewer.draw(student)
+        if picture is None:
+            return
+        self._pictures = [*self._pictures[:1], picture]
+        if not self._live.is_drawn:
+            self._bar.update_absolute(self._share(), _BAR, ("JPEG", _row(self._pictures), None))
+            return
+        small = picture.copy()
+        small.thumbnail((_EDGE, _EDGE))
+        self._live.show(picture={"step": step, "image": as_address(small)})
+
+    def _on_rows(self, rows: int, is_trained: bool) -> None:
+        self._clock.count(rows, is_trained)
+        if time.monotonic() - self._said > _SECONDS:
+            self._say()
+
+    def _say(self) -> None:
+        left = self._clock.seconds_left
+        when = "" if left is None else f",\n{written(left)} left"
+        self._live.say(self._doing + when)
+        self._bar.update_absolute(self._share(), _BAR)
+        self._said = time.monotonic()
+
+    def _share(self) -> int:
+        return round(_BAR * self._clock.share_done)
+
+    def _expect(self, work: Work, step: int, recording: int = 0) -> None:
+        """From that step on; previews come at the start, on the way and at the end."""
+        every, steps = self._config.training.preview_every, self._config.training.steps
+        drawn = 2 + (steps - 1) // every - step // every if every else 0
+        self._clock.expect(work.evaluated + recording + previews.ROWS * drawn, work.trained)
 
 
-def _picture(denoiser: HostDenoiser, latents: Tensor) -> Image.Image | None:
-    """What the host's previewer makes of latents, or a linear map where it is switched off."""
-    latent_format = denoiser.model.model.latent_format
-    previewer = latent_preview.get_previewer(denoiser.device, latent_format)
-    if previewer is None and latent_format.latent_rgb_factors is not None:
-        previewer = latent_preview.Latent2RGBPreviewer(
-            latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias
-        )
-    if previewer is None:
-        return None
-    image: Image.Image = previewer.decode_latent_to_preview(latents)
-    return image
+def _interval(steps: int) -> int:
+    return max(1, steps // _PROBES)
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+def _row(pictures: list[Image.Image]) -> Image.Image:
+    """Side by side."""
+    width, height = pictures[0].size
+    row = Image.new("RGB", (width * len(pictures), height))
+    for place, picture in enumerate(pictures):
+        row.paste(picture, (place * width, 0))
+    return row

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
@@ -31,8 +32,10 @@ from ...esd_core.training.run import Result, encoded_prompts, finish, prepare, p
 from ...esd_core.training.trainer import Trainer
 from . import finished, folders, runs, states
 from .denoiser import HostDenoiser
+from .live import LiveRun
 from .model import architecture, refuse_quantised
-from .progress import NodeEvents, say
+from .previews import Previewer
+from .progress import NodeEvents
 from .session import borrowed
 from .text import Texts
 
@@ -68,7 +71,8 @@ def train(
     config: ErasureConfig,
     prefix: str,
     resume: bool,
-    node: str | None,
+    live: LiveRun,
+    vae: Any = None,
 ) -> Trained:
     """Trains as `config` says and writes the erasure, or finds what the same inputs made before.
 
@@ -76,7 +80,8 @@ def train(
         prefix: of the file's name, below output/loras.
         resume: go on from the state that a stopped run of the same inputs has left, if there is
             one.
-        node: whose progress is shown.
+        live: what shows it on its node.
+        vae: VAE of the same checkpoint, for true previews.
 
     Raises:
         ESDError: an input does not fit.
@@ -95,11 +100,12 @@ def train(
         if known:
             states.clear(course, config.training.steps)
             return _taken(known, prefix)
-        plan = check(denoiser, config, partial(_tell_planning, node))
-        say(f"{plan};\nrecording what the model predicts", node)
+        previewer = Previewer(denoiser, config, vae)
+        plan = check(denoiser, config, partial(_tell_planning, live))
+        events = NodeEvents(denoiser, config, live, previewer, plan)
         state, notes = _state(course, config, resume)
         trainer = prepare(denoiser, config, plan, state, state.is_file())
-        result = _train(trainer, NodeEvents(denoiser, config, node), node)
+        result = _train(trainer, events, live)
     trained = replace(_write(result, prefix, run), notes=notes)
     runs.remember(trainer, result.outcome.ending, result.outcome.probes, trained.path)
     if finished.is_whole(trained.erasure.metadata, config.training.steps):
@@ -107,9 +113,9 @@ def train(
     return trained
 
 
-def _tell_planning(node: str | None, what: str) -> None:
+def _tell_planning(live: LiveRun, what: str) -> None:
     throw_exception_if_processing_interrupted()
-    say(f"planning memory: counting {what}", node)
+    live.say(f"planning memory: counting {what}")
 
 
 def _state(course: str, config: ErasureConfig, resume: bool) -> tuple[Path, tuple[str, ...]]:
@@ -127,17 +133,23 @@ def _state(course: str, config: ErasureConfig, resume: bool) -> tuple[Path, tupl
     return states.new_file(course, config), tuple(notes)
 
 
-class _Cancel:
+@dataclass(frozen=True)
+class _Asked:
     """Asked before every step; the host may also raise in the midst of one."""
+
+    live: LiveRun
 
     def should_stop(self) -> bool:
         return bool(processing_interrupted())
 
+    def should_finish(self) -> bool:
+        return self.live.is_to_finish
 
-def _train(trainer: Trainer, events: NodeEvents, node: str | None) -> Result:
-    say("sampling trajectories", node)
+
+def _train(trainer: Trainer, events: NodeEvents, live: LiveRun) -> Result:
+    events.on_start(trainer)
     try:
-        outcome = trainer.run(events, _Cancel())
+        outcome = trainer.run(events, _Asked(live))
     except BaseException as error:
         is_cancel = isinstance(error, InterruptProcessingException)
         runs.remember(trainer, "stopped" if is_cancel else "failed")
@@ -152,10 +164,11 @@ def _train(trainer: Trainer, events: NodeEvents, node: str | None) -> Result:
 def _write(result: Result, prefix: str, run: str) -> Trained:
     outcome = result.outcome
     own = {
-        Key.RUN: run,
         Key.LOSSES: json.dumps([float(f"{loss:.6g}") for loss in outcome.losses]),
         Key.ENDING: outcome.ending,
     }
+    if outcome.ending != "by hand":  # the inputs alone do not make that file again
+        own[Key.RUN] = run
     erasure = replace(result.erasure, metadata={**result.erasure.metadata, **own})
     return _written(erasure, prefix)
 

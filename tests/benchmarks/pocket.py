@@ -42,5 +42,10 @@ class Silent:
 
     def on_save(self, step: int, path: object) -> None: ...
 
+    def on_probe(self, step: int, report: object) -> None: ...
+
     def should_stop(self) -> bool:
+        return False
+
+    def should_finish(self) -> bool:
         return False

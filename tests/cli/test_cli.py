@@ -176,7 +176,7 @@ def test_a_preview_is_a_picture_beside_the_erasure(tmp_path: Path) -> None:
     assert esd(*ERASE, "--out", tmp_path / "a.safetensors", *words) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "a.step-000002.png"]
     assert Image.open(tmp_path / "a.step-000002.png").width > 128
-    assert cover(tmp_path / "a.safetensors").size == (64, 64)
+    assert cover(tmp_path / "a.safetensors").size == (256, 256)
 
 
 def cover(file: Path) -> Image.Image:
@@ -248,7 +248,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
     steps = json.loads(read_header(state).metadata["values"])["step"] + 1
     assert esd(*command[1:], "--steps", steps) == 0
     assert {p.name for p in tmp_path.glob("*.safetensors")} == {out.name}
-    assert cover(out).size == (128, 128)
+    assert cover(out).size == (256, 256)
     assert esd("history", tmp_path) == 0
     first, second = capsys.readouterr().out.splitlines()[-2:]
     assert "Van Gogh | pocket" in first and "stopped" in first and state.name in first

@@ -11,6 +11,7 @@ from comfy_server import VARIABLE, Server, find_comfyui, running
 HERE = Path(__file__).parent
 _COMFYUI = find_comfyui()
 _MISSING = "no ComfyUI"
+NO_BROWSER = "no browser"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,6 +30,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(
             f"{count} tests of the nodes were SKIPPED: `make host` installs a ComfyUI, or set "
             f"{VARIABLE} to the folder of one.",
+            red=True,
+            bold=True,
+        )
+    count = sum(NO_BROWSER in str(report.longrepr) for report in skipped)
+    if count:
+        terminalreporter.section("no browser to drive", sep="!", red=True, bold=True)
+        terminalreporter.write_line(
+            f"{count} tests of the page were SKIPPED: they need Chromium, node, and `npm install` "
+            "in tests/page.",
             red=True,
             bold=True,
         )

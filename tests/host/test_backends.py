@@ -109,7 +109,13 @@ class Quiet:
     def on_save(self, step, path):
         pass
 
+    def on_probe(self, step, report):
+        pass
+
     def should_stop(self):
+        return False
+
+    def should_finish(self):
         return False
 
 

@@ -68,7 +68,7 @@ def preview(server, name):
 
 
 def test_the_server_shows_the_last_preview_for_the_file(server):
-    """A pixel a latent, where nothing better decodes them; both have been compressed since."""
+    """Large enough to see, though the pictures are small; both have been compressed since."""
     graph = Graph(server)
     model, clip, _ = graph.pocket()
     graph.train(
@@ -78,10 +78,23 @@ def test_the_server_shows_the_last_preview_for_the_file(server):
     assert run.ending == "execution_success", run.error
     drawn = [Image.open(io.BytesIO(data)) for data in run.previews if data[:2] == b"\xff\xd8"]
     shown = preview(server, "esd/covered_00001_.safetensors")
-    assert len(drawn) == 2 and shown.size == (8, 8)
-    pixels = [np.asarray(p.convert("RGB").resize((8, 8)), dtype=float) for p in (*drawn, shown)]
-    distances = [float(np.abs(pixels[-1] - before).mean()) for before in pixels[:-1]]
-    assert distances[1] < distances[0], "it is the second one"
+    # The one before alone, then it and the newest side by side.
+    assert [p.size for p in drawn] == [(64, 64), (128, 64), (128, 64)]
+    assert shown.size == (256, 256)
+    newest = [p.crop((p.width - 64, 0, p.width, 64)) for p in drawn]
+    pixels = [np.asarray(p.convert("RGB").resize((16, 16)), float) for p in (*newest, shown)]
+    distances = [float(np.abs(pixels[-1] - other).mean()) for other in pixels[:-1]]
+    assert distances[2] < min(distances[:2]), "it is the last one"
+
+
+def test_one_step_can_be_plotted(server):
+    graph = Graph(server)
+    model, clip, _ = graph.pocket()
+    train = graph.train(model, clip, {}, steps=1, filename_prefix="esd/one-step")
+    plot = graph.add("LossGraphNode", loss=[train, 2])
+    run = graph.run()
+    assert run.ending == "execution_success", run.error
+    assert pictures(server, run, plot)[0].std() > 1
 
 
 def test_without_previews_there_is_nothing_to_show(server):

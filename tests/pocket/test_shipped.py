@@ -33,7 +33,12 @@ class Quiet:
 
     def on_save(self, step: int, path: Path) -> None: ...
 
+    def on_probe(self, step: int, report: object) -> None: ...
+
     def should_stop(self) -> bool:
+        return False
+
+    def should_finish(self) -> bool:
         return False
 
 

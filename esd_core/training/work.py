@@ -1,0 +1,101 @@
+"""How much work a run is, in rows that go through the network, so that a host can tell the time.
+
+A row costs as much whatever it is evaluated for, but for those that are trained on, which go back
+as well. Memory plans cost next to nothing, and are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+
+from ..config.settings import ErasureConfig
+from ..method.contexts import probed, term_source
+from ..method.probes import STEPS, TRAJECTORIES, watched_rollouts
+from ..method.samples import preserved_part
+from ..method.terms import RoundTerms
+from .trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Work:
+    """Rows of the network: evaluated, and trained on."""
+
+    evaluated: int
+    trained: int
+
+
+def recording_rows(config: ErasureConfig) -> int:
+    """Evaluations for what probes hold the student against."""
+    rollouts = [term.rollout() for term in chain(*probed(config).values())]
+    return _states(config) * sum(map(len, {*rollouts, *watched_rollouts(config)}))
+
+
+def expected(config: ErasureConfig, probe_interval: int) -> Work:
+    """A run from its first step, about: which probes tell is known when they are recorded."""
+    terms = len([*chain(*probed(config).values())])
+    probe = _states(config) * (terms + len(watched_rollouts(config)))
+    source = term_source(config)
+    return _work(config, source.of_round, source.preserving, probe, probe_interval)
+
+
+def remaining(trainer: Trainer) -> Work:
+    """What is left of a run."""
+    rounds, interval = trainer.rounds, trainer.probe_interval
+    at = Position(trainer.step, rounds.next_index, rounds.ready)
+    bank, probe = rounds.bank, trainer.probes.rows
+    return _work(trainer.config, bank.terms_of, bank.preserving, probe, interval, at)
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run is: steps made, the next round's number, and batches left of the present one."""
+
+    step: int
+    round: int
+    ready: int
+
+
+_START = Position(0, 0, 0)
+
+
+def _work(
+    config: ErasureConfig,
+    terms_of: Callable[[int], RoundTerms],
+    preserving: int,
+    probe: int,
+    interval: int,
+    at: Position = _START,
+) -> Work:
+    steps = config.training.steps
+    index, to_draw, evaluated = at.round, steps - at.step - at.ready, 0
+    while to_draw > 0:
+        terms = terms_of(index)
+        evaluated += _round_rows(terms, config)
+        to_draw -= _batches(terms, preserving, config)
+        index += 1
+    probes = 1 + (steps // interval - at.step // interval if interval else 0)
+    return Work(evaluated + probes * probe, (steps - at.step) * config.training.batch_size)
+
+
+def _states(config: ErasureConfig) -> int:
+    return TRAJECTORIES * min(STEPS, config.trajectory.steps)
+
+
+def _round_rows(terms: RoundTerms, config: ErasureConfig) -> int:
+    """On policy, the student's own two predictions lead, and the teacher's come on top."""
+    steps, on_policy = config.trajectory.steps, config.trajectory.source == "student"
+    predicted = sum(len(term.rollout()) + (2 if on_policy else 0) for term in terms.followed)
+    return steps * predicted + min(len(terms.beside), steps * _erasing(terms))
+
+
+def _batches(terms: RoundTerms, preserving: int, config: ErasureConfig) -> int:
+    """As `Samples.batches` makes of that round."""
+    samples, batch = config.trajectory.steps * _erasing(terms), config.training.batch_size
+    share = batch - (preserved_part(batch, preserving) if config.preserves else 0)
+    return samples // min(share, samples) * config.trajectory.reuse
+
+
+def _erasing(terms: RoundTerms) -> int:
+    return sum(term.concept is not None for term in terms.followed)

@@ -1,0 +1,96 @@
+"""What a run shows on its node in the page: by web/live.js, or else as the host's line of text."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from comfy.model_management import InterruptProcessingException
+from comfy_execution.utils import get_executing_context
+from PIL import Image
+from server import PromptServer, web
+
+_EVENT = "esd.run"
+_FAILED = "ended by an error, before anything was trained"
+_drawing: set[str] = set()
+"""Clients whose page has said that it draws runs itself. The host's line of text knows no workflow:
+it would write on whatever node of that number is open."""
+_running: dict[tuple[str, str], LiveRun] = {}
+
+
+class LiveRun:
+    """A run on one node of one prompt, for as long as the block lasts.
+
+    Attributes:
+        parting: what is said when it breaks off.
+        is_to_finish: whether "Stop and keep" was pressed.
+        is_drawn: whether the page draws it; without, text and previews are the host's.
+    """
+
+    def __init__(self, node: str, workflow: Mapping[str, Any] | None) -> None:
+        """workflow: as the page has sent it; its id tells the page which tab the run is of."""
+        context = get_executing_context()
+        prompt = context.prompt_id if context else ""
+        self._address = {"prompt": prompt, "node": node, "workflow": (workflow or {}).get("id")}
+        self._client: str | None = PromptServer.instance.client_id
+        self._key = prompt, node
+        self.parting = ""
+        self.is_to_finish = False
+        self.is_drawn = self._client in _drawing
+
+    def __enter__(self) -> LiveRun:
+        _running[self._key] = self
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        _running.pop(self._key, None)
+        if kind:
+            is_cancel = issubclass(kind, InterruptProcessingException)
+            self.say(self.parting or ("cancelled before its first step" if is_cancel else _FAILED))
+        self.show(running=False)
+
+    def say(self, text: str) -> None:
+        """Text on the node. Nodes 2.0 join its lines: it should read without their ends, too."""
+        if self.is_drawn:
+            self.show(text=text)
+        else:
+            say(text, self._key[1])
+
+    def show(self, **what: Any) -> None:
+        """Hands web/live.js whatever of the run has changed."""
+        if self.is_drawn:
+            PromptServer.instance.send_sync(_EVENT, {**self._address, **what}, self._client)
+
+
+def say(text: str, node: str | None) -> None:
+    """The host's line of text on a node, on the page that has queued it."""
+    server = PromptServer.instance
+    if node is not None and server.client_id is not None:
+        server.send_progress_text(text, node, server.client_id)
+
+
+def as_address(picture: Image.Image) -> str:
+    """A picture that a page can show as it stands."""
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+
+
+@PromptServer.instance.routes.post("/esd/draws")
+async def _draws(request: web.Request) -> web.Response:
+    """{"client": ...}: this page draws runs itself."""
+    _drawing.add(str((await request.json())["client"]))
+    return web.Response()
+
+
+@PromptServer.instance.routes.post("/esd/stop")
+async def _stop(request: web.Request) -> web.Response:
+    """{"prompt": ..., "node": ...}: that run is to end now and to keep what it has trained."""
+    asked = await request.json()
+    run = _running.get((str(asked.get("prompt")), str(asked.get("node"))))
+    if run is None:
+        return web.Response(status=404, text="there is no such run: it may have ended already")
+    run.is_to_finish = True
+    return web.Response()

@@ -1,0 +1,91 @@
+// The template pocket_demo in a real page: Run, wait for the chart to grow, "Stop and keep".
+//
+//   node stop_and_keep.mjs ADDRESS CHROMIUM nodes2|classic PICTURES
+//
+// Prints what the node says at the end as JSON; pictures of the page go into the folder PICTURES.
+import { chromium } from "playwright-core";
+
+const [address, executablePath, renderer, pictures] = process.argv.slice(2);
+const MINUTES = 60_000;
+const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
+const page = await browser.newPage({ viewport: { width: 1400, height: 1200 } });
+page.setDefaultTimeout(8 * MINUTES);
+
+try {
+  await open();
+  await loadTemplate();
+  await page.locator('[data-testid="queue-button"]').first().click();
+  const few = await pointsOnceAbove(1);
+  await shoot("running");
+  const more = await pointsOnceAbove(few);
+  await page.getByRole("button", { name: "Stop and keep" }).click();
+  await page.waitForFunction(() => document.querySelector(".esd-live .words")?.textContent.includes(".safetensors"));
+  await page.waitForFunction(() => document.querySelector(".esd-live .buttons").hidden);
+  await shoot("ended");
+  await page.evaluate(() => app.extensionManager.setting.set("Comfy.ColorPalette", "light"));
+  await page.waitForTimeout(1000);
+  await shoot("ended-light");
+  await page.evaluate(() => app.extensionManager.setting.set("Comfy.ColorPalette", "dark"));
+  const said = await page.locator(".esd-live").innerText();
+  console.log(JSON.stringify({ few, more, said, inside: await isInside() }));
+} finally {
+  await browser.close();
+}
+
+async function open() {
+  await set("Comfy.TutorialCompleted", true); // else a dialog of templates lies over the page
+  await set("Comfy.VueNodes.Enabled", renderer === "nodes2");
+  await page.goto(address);
+  await page.waitForFunction(() => window.app?.graph && window.app?.extensionManager?.setting);
+}
+
+async function set(name, value) {
+  await fetch(`${address}/settings/${name}`, { method: "POST", body: JSON.stringify(value) });
+}
+
+/** With small settings, and nothing after the training: it takes seconds then. */
+async function loadTemplate() {
+  await page.evaluate(async () => {
+    const answer = await fetch("/api/workflow_templates/esd-concept-erasure/pocket_demo.json");
+    await app.loadGraphData(await answer.json());
+  });
+  await page.waitForTimeout(2000);
+  await page.evaluate((prefix) => {
+    const nodes = app.graph.nodes;
+    const set = (kind, values) => {
+      const node = nodes.find((one) => one.type === kind);
+      for (const [name, value] of Object.entries(values)) node.widgets.find((one) => one.name === name).value = value;
+      return node;
+    };
+    const needed = ["ESDLoadPocket", "ESDTrainOptions", "ESDTrain"];
+    for (const node of nodes) if (!needed.includes(node.type)) node.mode = 2;
+    set("ESDTrainOptions", { trajectory_count: 2, trajectory_steps: 4, batch_size: 4, preview_every: 4, probe_every: 2 });
+    const train = set("ESDTrain", { steps: 400, width: 64, height: 64, filename_prefix: prefix });
+    app.canvas.ds.scale = 0.9;
+    app.canvas.ds.offset = [200 - train.pos[0], 120 - train.pos[1]];
+    app.canvas.setDirty(true, true);
+  }, `page/${renderer}`);
+}
+
+/** How many points the longest line of the chart has, once they are more than `least`. */
+async function pointsOnceAbove(least) {
+  const handle = await page.waitForFunction((least) => {
+    const lines = [...document.querySelectorAll(".esd-live svg path")].map((path) => path.getAttribute("d"));
+    const points = Math.max(0, ...lines.map((line) => line.split(/[ML]/).length - 1));
+    return points > least && points;
+  }, least);
+  return handle.jsonValue();
+}
+
+/** Whether all that the node shows of its run lies within the part of the node that is its own. */
+async function isInside() {
+  return page.evaluate(() => {
+    const box = document.querySelector(".esd-live").getBoundingClientRect();
+    const parts = [...document.querySelectorAll(".esd-live > *")].filter((part) => part.offsetHeight);
+    return parts.every((part) => part.getBoundingClientRect().bottom <= box.bottom + 1);
+  });
+}
+
+async function shoot(name) {
+  await page.screenshot({ path: `${pictures}/${renderer}-${name}.png` });
+}
