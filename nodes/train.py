@@ -35,9 +35,9 @@ class ESDTrain(io.ComfyNode):
             display_name="ESD Train (erase concepts)",
             description=(
                 "Erases concepts from the weights of a model, given only their names, and writes "
-                "the change as a LoRA file: the model unlearns or forgets a style, an object, a "
-                "person or nudity (NSFW). The model that comes in stays as it is. Also called "
-                "concept ablation or removal; LECO's aim, too."
+                "the change as a LoRA file: the model unlearns, forgets or deletes a style, an "
+                "object, a person or nudity (NSFW). The model that comes in stays as it is. Papers "
+                "also say ablate; LECO has the same aim."
             ),
             is_output_node=True,
             hidden=[io.Hidden.unique_id],

@@ -27,8 +27,11 @@ _PLACEHOLDERS = {
     "contexts": "CONTEXTS, one a line:\nauto\na {} painting of a house",
 }
 """The older renderer shows no other name for a box."""
-OWN_DEFAULTS = {"training.preview_every": 20}
-"""Where a person watches, who may not have found the options yet: over the core's defaults."""
+OWN_DEFAULTS = {"training.preview_every": 20, "training.until": 0.01}
+"""Over the core's defaults, for a person who watches, and may not have found the options yet.
+
+Nothing of the concept is left by then in the worst of its prompts. Runs on pocket that ended so, of
+"Van Gogh" after 40 steps and of "house" after 70 of 200, showed it in none of 24 pictures."""
 
 
 def widget(name: str, is_advanced: bool = False) -> io.Input:

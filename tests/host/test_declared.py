@@ -92,9 +92,10 @@ WATCHED = {"training.preview_every", "training.until"}
 """On in a node, which a person watches."""
 
 
-def test_a_run_shows_previews_without_options(declared):
+def test_a_run_shows_previews_and_ends_early_without_options(declared):
     widgets = {name: options for name, _, options in inputs(declared["ESDTrainOptions"])}
     assert widgets["preview_every"]["default"] > 0
+    assert 0 < widgets["until"]["default"] <= 0.01, "more would weaken an erasure"
 
 
 @pytest.mark.parametrize("name", NODES)
