@@ -18,6 +18,7 @@ from ..esd_core.images import comparison
 from .host import sampling
 from .host.progress import on_steps
 from .host.sampling import Sampling
+from .schema import schema
 from .widgets import number
 
 _MAX_PROMPTS = 64
@@ -26,13 +27,13 @@ _MAX_PROMPTS = 64
 class ESDCompare(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="ESDCompare",
             display_name="ESD Compare",
-            category="ESD",
             description=(
                 "Draws every prompt with the original and with the erased model, from the same "
-                "noise, and measures what has changed. The pictures are those of KSampler."
+                "noise, and measures what has changed: whether a concept was removed and "
+                "forgotten, and what else went with it. The pictures are those of KSampler."
             ),
             is_output_node=True,
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -82,7 +83,6 @@ class ESDCompare(io.ComfyNode):
         width: int,
         height: int,
         clip_vision: Any = None,
-        slider: Any = None,
     ) -> io.NodeOutput:
         lines = _lines(prompts)
         if not lines:
@@ -126,7 +126,7 @@ def _widgets() -> list[io.Input]:
             "prompts",
             multiline=True,
             default="",
-            placeholder="one prompt a line",
+            placeholder="PROMPTS TO DRAW, one a line:\na house in the style of Van Gogh",
             tooltip="One a line: some with the concept, some near it, some that have nothing to do "
             "with it and must stay.",
         ),
@@ -161,16 +161,7 @@ def _widgets() -> list[io.Input]:
             optional=True,
             tooltip="Adds how alike the pictures are in what they show, by their embeddings.",
         ),
-        *_slider(),
     ]
-
-
-def _slider() -> list[io.Input]:
-    """The host's widget for comparing pictures, where it has one."""
-    if not hasattr(io, "ImageCompare"):
-        return []
-    tooltip = "Original and erased under one slider, after a run."
-    return [io.ImageCompare.Input("slider", optional=True, tooltip=tooltip)]
 
 
 def _grid(prompts: Sequence[str], columns: Sequence[Tensor], asked: Sampling) -> Tensor:

@@ -5,22 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..esd_core.errors import ESDError
 from .host import erased, folders
 from .host.progress import told
+from .schema import schema
+from .types import Erased
+from .widgets import plain_errors
 
 
 class ESDLoadErased(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="ESDLoadErased",
             display_name="ESD Load Erased",
-            category="ESD",
             description=(
-                "Applies an erasure from a file, and checks that it was made for this kind of "
-                "model. Also reads the official code's esd-*.safetensors, and LoRAs."
+                "Applies an erasure from a file, so that the model forgets or has unlearned a "
+                "concept, and checks that it was made for this kind of model. Also reads the "
+                "official code's esd-*.safetensors, LECO files and other LoRAs. Several nodes in a "
+                "row add up."
             ),
             is_output_node=False,
             hidden=[io.Hidden.unique_id],
@@ -30,7 +35,8 @@ class ESDLoadErased(io.ComfyNode):
                     "file",
                     options=folders.lora_names(),
                     tooltip="A file in the folders for LoRAs: models/loras, or output/loras where "
-                    "ESD Train writes. Press R after a training.",
+                    "ESD Train writes. Press R after a training. (official format): weights as the "
+                    "official code writes them, which stock LoRA loaders do not read.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -43,14 +49,21 @@ class ESDLoadErased(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output("erased", "erased", tooltip="The model with the change applied.")
+                io.Model.Output("erased", "erased", tooltip="The model with the change applied."),
+                Erased.Output(
+                    "erasure",
+                    "erasure",
+                    tooltip="The change alone, at strength 1, for ESD Save Erased: to convert the "
+                    "file.",
+                ),
             ],
         )
 
     @classmethod
     def validate_inputs(cls, file: str) -> bool | str:
         try:
-            folders.lora_path(file)
+            with plain_errors():
+                folders.lora_path(file)
         except ESDError as error:
             return str(error)
         return True
@@ -63,6 +76,16 @@ class ESDLoadErased(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, file: str, strength: float) -> io.NodeOutput:
-        changed, warning = erased.load(model, folders.lora_path(file), strength)
+        with plain_errors(cls.hidden.unique_id):
+            loaded = erased.load(model, folders.lora_path(file), strength)
         # Said also where all is well: the page keeps the last words, a warning of another file's.
-        return io.NodeOutput(changed, ui=told(warning or f"applied {file}", cls.hidden.unique_id))
+        shown = told(loaded.told, cls.hidden.unique_id)
+        return io.NodeOutput(loaded.model, loaded.erasure or _none_of(file), ui=shown)
+
+
+def _none_of(file: str) -> ExecutionBlocker:
+    """What a node meets that asks for the erasure of an adapter that only the host reads."""
+    return ExecutionBlocker(
+        f"{file} is an adapter of another kind than LoRA, which ESD Save Erased cannot convert: "
+        "give it an erasure, a LoRA or weights of an erased UNet"
+    )

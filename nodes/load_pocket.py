@@ -5,18 +5,18 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .host import pocket
+from .schema import schema
 
 
 class ESDLoadPocket(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="ESDLoadPocket",
             display_name="ESD Load Pocket",
-            category="ESD",
             description=(
                 "Loads pocket, a real SDXL in miniature that comes with this pack, so that "
-                "everything can be tried anywhere with no download. It draws six objects (house, "
+                "unlearning can be tried anywhere with no download. It draws six objects (house, "
                 "tree, boat, fish, flower, car), plain or in the style of Van Gogh, Mondrian, "
                 "Seurat, Hokusai or pixel art, at 128x128."
             ),

@@ -11,19 +11,21 @@ from ..esd_core.files.erasure import Erasure
 from ..esd_core.files.formats import FORMATS, WRITTEN
 from .host import folders, saving
 from .host.progress import told
+from .schema import schema
 from .types import Erased
+from .widgets import plain_errors
 
 
 class ESDSaveErased(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="ESDSaveErased",
             display_name="ESD Save Erased",
-            category="ESD",
             description=(
                 "Writes an erasure for LoRA loaders, whole or at a low rank, or an erased UNet "
-                "for ComfyUI's UNETLoader or for diffusers."
+                "for ComfyUI's UNETLoader or for diffusers. Converts saved files, too: with ESD "
+                "Load Erased before it. What was removed or unlearned stays so in all of them."
             ),
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
@@ -45,8 +47,8 @@ class ESDSaveErased(io.ComfyNode):
                 Erased.Input(
                     "erasure",
                     optional=True,
-                    tooltip="From ESD Train; for the formats erasure, LoRA and official. UNet "
-                    "notes in its file what was erased.",
+                    tooltip="From ESD Train or ESD Load Erased; for the formats erasure, LoRA and "
+                    "official. UNet notes in its file what was erased.",
                 ),
                 io.Model.Input(
                     "model",
@@ -84,7 +86,8 @@ class ESDSaveErased(io.ComfyNode):
         model: Any = None,
         rank: int = 16,
     ) -> io.NodeOutput:
-        path, report = saving.save(WRITTEN[format], filename_prefix, erasure, model, rank)
+        with plain_errors(cls.hidden.unique_id):
+            path, report = saving.save(WRITTEN[format], filename_prefix, erasure, model, rank)
         further = f";\n{report}" if report else ""
         said = f"written to {folders.shown(path)}{further}"
         return io.NodeOutput(str(path), ui=told(said, cls.hidden.unique_id))

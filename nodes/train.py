@@ -7,17 +7,20 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..esd_core.config.settings import ErasureConfig
+from ..esd_core.config.settings import AUTO, ErasureConfig
 from ..esd_core.errors import ESDError
 from ..esd_core.files.metadata import Key
 from ..esd_core.training.collapse import collapse
 from ..esd_core.training.endings import ENDINGS
+from .defaults import resolved
 from .host import finished, patches, runs, training
 from .host.folders import check_prefix, shown
 from .host.live import LiveRun
+from .host.model import preset
+from .schema import schema
 from .train_options import Options
 from .types import Erased, Loss, TrainOptions
-from .widgets import by_widget, errors_by_widget, settings, widget
+from .widgets import OWN_DEFAULTS, by_widget, input_id, plain_errors, settings, widget
 
 WIDGETS = (
     *("concepts", "preserve", "method", "training.steps", "training.learning_rate"),
@@ -28,23 +31,25 @@ WIDGETS = (
 class ESDTrain(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="ESDTrain",
             display_name="ESD Train (erase concepts)",
-            category="ESD",
             description=(
                 "Erases concepts from the weights of a model, given only their names, and writes "
-                "the change as a LoRA file. The model that comes in stays as it is."
+                "the change as a LoRA file: the model unlearns, forgets or deletes a style, an "
+                "object, a person or nudity (NSFW). The model that comes in stays as it is. Papers "
+                "also say ablate; LECO has the same aim."
             ),
             is_output_node=True,
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             inputs=[
                 io.Model.Input(
                     "model",
+                    lazy=True,
                     tooltip="Stable Diffusion 1.x, 2.x or SDXL. What is patched into it, LoRAs "
                     "for example, is trained as it stands.",
                 ),
-                io.Clip.Input("clip", tooltip="The CLIP of the same checkpoint."),
+                io.Clip.Input("clip", lazy=True, tooltip="The CLIP of the same checkpoint."),
                 *map(widget, WIDGETS),
                 io.String.Input(
                     "filename_prefix",
@@ -80,26 +85,17 @@ class ESDTrain(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls,
-        concepts: str | None = None,
-        preserve: str | None = None,
-        width: int | None = None,
-        height: int | None = None,
-        filename_prefix: str | None = None,
-    ) -> bool | str:
-        """Sees literals alone: what a link gives is None here, and checked when it runs.
+    def validate_inputs(cls, concepts: str | None = None) -> bool | str:
+        """What a link gives is None here, and checked later.
 
-        The page shows the answer once for every input that is named here: of the others the host
-        checks the bounds, and `execute` the rest before it trains.
+        The host blames every input that is named here: the one that is empty at first is named,
+        and `check_lazy_status` tells of the others.
         """
-        values = {"concepts": concepts, "preserve": preserve, "width": width, "height": height}
-        given = {name: value for name, value in values.items() if value is not None}
+        if concepts is None:
+            return True
         try:
-            if concepts is not None:
-                _config(given, None)
-            if filename_prefix is not None:
-                check_prefix(filename_prefix)
+            with plain_errors():
+                ErasureConfig.from_mapping(settings({"concepts": concepts}))
         except ESDError as error:
             return str(error)
         return True
@@ -108,6 +104,16 @@ class ESDTrain(io.ComfyNode):
     def fingerprint_inputs(cls, filename_prefix: str | None = None, **_: Any) -> int:
         """Another one once a file that was made for that name has been deleted."""
         return finished.handed_out.losses(filename_prefix)
+
+    @classmethod
+    def check_lazy_status(
+        cls, filename_prefix: str, options: Options | None = None, **values: Any
+    ) -> list[str]:
+        """Checks all widgets before a MODEL is loaded for them, which can take minutes."""
+        with plain_errors(cls.hidden.unique_id):
+            check_prefix(filename_prefix)
+            resolved(_asked(values, options))
+        return ["model", "clip"]
 
     @classmethod
     def execute(
@@ -119,12 +125,13 @@ class ESDTrain(io.ComfyNode):
         vae: Any = None,
         **values: Any,
     ) -> io.NodeOutput:
-        config = _config(values, options)
-        resume = options.resume if options else True
+        node, resume = cls.hidden.unique_id, options.resume if options else True
         workflow = (cls.hidden.extra_pnginfo or {}).get("workflow")
-        with errors_by_widget(), LiveRun(cls.hidden.unique_id, workflow) as live:
+        with plain_errors(node), LiveRun(node, workflow) as live:
+            asked = _asked(values, options)
+            config = resolved(asked, preset(model, values["method"]))
             trained = training.train(model, clip, config, filename_prefix, resume, live, vae)
-            report = _report(trained, config)
+            report = f"{_report(trained, config)}{_by_model(asked, config)}"
             live.say(report)
         finished.handed_out.add(filename_prefix, trained.path)
         erased = patches.erased(model, trained.erasure.tensors, 1.0)
@@ -143,10 +150,17 @@ _OURS = {"esd_train": [True]}
 """By which web/live.js knows text of this node."""
 
 
-def _config(values: dict[str, Any], options: Options | None) -> ErasureConfig:
-    further = options.settings if options else {}
-    with errors_by_widget():
-        return ErasureConfig.from_mapping({**further, **settings(values)})
+def _asked(values: dict[str, Any], options: Options | None) -> dict[str, Any]:
+    """Settings by dotted name, with None where a widget says auto."""
+    further = options.settings if options else OWN_DEFAULTS
+    return {**further, **settings(values)}
+
+
+def _by_model(asked: dict[str, Any], config: ErasureConfig) -> str:
+    """A line on what the widgets that said auto have stood for, or ""."""
+    found = config.flat()
+    told = ", ".join(f"{input_id(name)} {found[name]}" for name in WIDGETS if asked[name] is None)
+    return f";\n{AUTO} stood for {told}" if told else ""
 
 
 def _report(trained: training.Trained, config: ErasureConfig) -> str:

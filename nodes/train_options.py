@@ -10,8 +10,9 @@ from comfy_api.latest import io
 
 from ..esd_core.config.settings import ErasureConfig
 from ..esd_core.errors import ESDError
+from .schema import schema
 from .types import TrainOptions
-from .widgets import errors_by_widget, settings, widget
+from .widgets import plain_errors, settings, widget
 
 WIDGETS = (
     *("trajectory.source", "trajectory.steps", "trajectory.guidance", "trajectory.count"),
@@ -23,6 +24,12 @@ WIDGETS = (
 )
 LATER = ("contexts", "training.schedule", "training.loss_weight")
 """Last, so that workflows of before open as they were."""
+EVERYDAY = {
+    *("preserve_weight", "training.batch_size", "training.optimizer", "training.rank"),
+    *("training.gradient_checkpointing", "training.preview_every", "training.until"),
+    *("training.max_drift", "contexts"),
+}
+"""The others are hidden until a person asks for more, where the host can."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +43,22 @@ class Options:
 class ESDTrainOptions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="ESDTrainOptions",
             display_name="ESD Train Options",
-            category="ESD",
-            description="Further settings of ESD Train. The defaults are those for SDXL.",
+            description=(
+                "Further settings of ESD Train, for those who want to forget or unlearn a concept "
+                "in another way. auto is what suits the MODEL."
+            ),
             inputs=[
-                *map(widget, WIDGETS),
+                *map(_widget, WIDGETS),
                 io.Boolean.Input(
                     "resume",
                     default=True,
                     tooltip="Go on from the state that a stopped run with the same inputs has "
                     "left, if there is one. Off: start afresh, and leave that state alone.",
                 ),
-                *map(widget, LATER),
+                *map(_widget, LATER),
             ],
             outputs=[TrainOptions.Output("options", "options", tooltip="For ESD Train.")],
         )
@@ -58,7 +67,7 @@ class ESDTrainOptions(io.ComfyNode):
     def validate_inputs(cls, gradient_checkpointing: bool | str) -> bool | str:
         """Named, so that the host does not look: it was a switch in workflows of version 0.1."""
         try:
-            with errors_by_widget():
+            with plain_errors():
                 ErasureConfig.from_mapping(
                     {"concepts": ["any"], "training.gradient_checkpointing": gradient_checkpointing}
                 )
@@ -68,4 +77,9 @@ class ESDTrainOptions(io.ComfyNode):
 
     @classmethod
     def execute(cls, resume: bool, **values: Any) -> io.NodeOutput:
-        return io.NodeOutput(Options(settings(values), resume))
+        with plain_errors():
+            return io.NodeOutput(Options(settings(values), resume))
+
+
+def _widget(name: str) -> io.Input:
+    return widget(name, is_advanced=name not in EVERYDAY)

@@ -9,41 +9,68 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..esd_core.config.rules import choices, described, kind_of, limits, renamed
-from ..esd_core.config.settings import fields
-from ..esd_core.errors import ESDError
+from ..esd_core.config.settings import AUTO, fields
+from ..esd_core.errors import ConfigError, ESDError
+from .defaults import BY_MODEL
+from .host.folders import without_folders
+from .host.progress import say
+from .schema import advanced
 
 FIELDS = fields()
 
 _MOST = 2**53
 """The largest number that a browser keeps whole."""
-_STEPS = {"training.learning_rate": 1e-6, "training.weight_decay": 0.001}
-_ADVICE = {
-    "concepts": "Van Gogh\nVan Gogh -> painting\ncowboy hat <- cowboy",
-    "preserve": "one prompt a line",
-    "contexts": "auto\na {} painting of a house",
+_PLACEHOLDERS = {
+    "concepts": "CONCEPTS TO ERASE, one a line:\nVan Gogh\nVan Gogh -> painting\n"
+    "cowboy hat <- cowboy",
+    "preserve": "PROMPTS TO PRESERVE, one a line (may stay empty):\na painting\na cowboy",
+    "contexts": "CONTEXTS, one a line:\nauto\na {} painting of a house",
 }
+"""The older renderer shows no other name for a box."""
+OWN_DEFAULTS = {"training.preview_every": 20}
+"""Over the core's defaults, for a person who watches, and may not have found the options yet."""
 
 
-def widget(name: str) -> io.Input:
+def widget(name: str, is_advanced: bool = False) -> io.Input:
     """The widget of the setting of that (dotted) name; its id is what `input_id` gives."""
     field = FIELDS[name]
     kind = kind_of(field)
-    given: dict[str, Any] = {"tooltip": described(field), "default": field.default}
+    default = OWN_DEFAULTS.get(name, field.default)
+    given: dict[str, Any] = {"tooltip": tooltip(name), "default": default, **advanced(is_advanced)}
+    if name in BY_MODEL:
+        return _by_model(name, given | {"default": AUTO})
     if kind is bool:
         return io.Boolean.Input(input_id(name), **given)
     if choices(field):
         return io.Combo.Input(input_id(name), options=list(choices(field)), **given)
     if kind in (int, float):
         return number(name, kind, limits(field), given)
-    given |= {"default": "\n".join(field.default), "placeholder": _ADVICE[name]}
+    given |= {"default": "\n".join(field.default), "placeholder": _PLACEHOLDERS[name]}
     return io.String.Input(input_id(name), multiline=True, **given)
+
+
+def _by_model(name: str, given: dict[str, Any]) -> io.Input:
+    """A list with auto in it, or a line for auto or a number: widgets for numbers hold no words."""
+    options = choices(FIELDS[name])
+    if options:
+        return io.Combo.Input(input_id(name), options=[AUTO, *options], **given)
+    return io.String.Input(input_id(name), **given)
+
+
+def tooltip(name: str) -> str:
+    """What the setting is for, and what auto stands for where the widget has it."""
+    text = described(FIELDS[name])
+    if name not in BY_MODEL:
+        return text
+    value = "" if choices(FIELDS[name]) else ", or a number"
+    return f"{text} auto: what suits the MODEL and the method{value}."
 
 
 def number(name: str, kind: type, rules: dict[str, Any], given: dict[str, Any]) -> io.Input:
     """A widget of the numbers that `limits` allow."""
     most = min(rules["le"], _MOST)
     if kind is float:
-        step = _STEPS.get(name, 0.01)
+        step = 0.01
         least = rules.get("ge", step)
         return io.Float.Input(input_id(name), min=least, max=most, step=step, round=False, **given)
     return io.Int.Input(
@@ -64,23 +91,46 @@ def input_id(name: str) -> str:
 
 
 def settings(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings by dotted name, of what widgets gave by their ids; other inputs are left out."""
+    """Settings by dotted name, of what widgets gave by their ids; other inputs are left out.
+
+    A widget that says auto gives None. ConfigError for a text that is no number.
+    """
     names = {input_id(name): name for name in FIELDS}
-    return {names[key]: _lines(names[key], v) for key, v in values.items() if key in names}
+    return {names[key]: _value(names[key], v) for key, v in values.items() if key in names}
 
 
-def _lines(name: str, value: Any) -> Any:
-    is_list = kind_of(FIELDS[name]) is tuple
-    return tuple(filter(None, map(str.strip, value.splitlines()))) if is_list else value
+def _value(name: str, value: Any) -> Any:
+    """Of a widget: lines of a box; the number in a text; None for auto."""
+    kind = kind_of(FIELDS[name])
+    if kind is tuple:
+        return tuple(filter(None, map(str.strip, value.splitlines())))
+    if name not in BY_MODEL or not isinstance(value, str):
+        return value
+    if value.strip().lower() == AUTO:
+        return None
+    return value if choices(FIELDS[name]) else _parsed(name, kind, value)
+
+
+def _parsed(name: str, kind: type, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ConfigError(f'`{name}` must be {AUTO} or a number, not "{text[:100]}"') from None
+    return int(value) if kind is int and value.is_integer() else value
 
 
 @contextmanager
-def errors_by_widget() -> Iterator[None]:
-    """Errors in the block name settings as the person sees them: by their widgets."""
+def plain_errors(node: str | None = None) -> Iterator[None]:
+    """Errors in the block name things as the person sees them: settings by their widgets, files
+    by their place in the host's folders.
+
+    node: which says them too, since newer pages keep what went wrong behind a button.
+    """
     try:
         yield
     except ESDError as error:
-        error.args = (by_widget(str(error)),)
+        error.args = (without_folders(by_widget(str(error))),)
+        say(str(error), node)
         raise
 
 

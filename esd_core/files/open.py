@@ -5,7 +5,7 @@ Two families: files of changes (our own, LoRAs, full differences), and files of 
 differ by from a base. Either becomes an `Erasure`, whose tensors stay on the disk until used.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,6 +170,17 @@ def _of_changes(header: Header, mapped: bool) -> Source | None:
     return Source(header.path, kind, changes, header.metadata, len(tensors) - len(parts))
 
 
+def is_official(names: Iterable[str]) -> bool:
+    """Whether tensors of these names are a part of a UNet, as the official code writes it."""
+    parts = {name.removeprefix("unet.") for name in names}
+    return (
+        bool(parts)
+        and all(part.startswith(DIFFUSERS_PARTS) for part in parts)
+        and not any(map(part_of, parts))
+        and not parts >= _UNET_STEM
+    )
+
+
 def _of_weights(header: Header) -> Source:
     tensors = file_tensors(header)
     unet = unet_names(tensors)
@@ -180,7 +191,7 @@ def _of_weights(header: Header) -> Source:
         return Source(header.path, kind, unet, header.metadata, others)
     names = {name.removeprefix("unet."): name for name in tensors}
     if names and all(name.startswith(DIFFUSERS_PARTS) for name in names):
-        kind = DIFFUSERS if names.keys() >= _UNET_STEM else OFFICIAL
+        kind = OFFICIAL if is_official(tensors) else DIFFUSERS
         return Source(header.path, kind, renamed(tensors, names), header.metadata)
     known = [n for n in names if part_of(n) or is_of_text(n) or n.startswith(DIFFUSERS_PARTS)]
     unexpected = sorted(names.keys() - known) or sorted(names)

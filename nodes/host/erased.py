@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import comfy.float
@@ -18,13 +19,27 @@ from ...esd_core.storage.lazy import spec_of
 from .patches import erased, patched
 from .unet_config import base_of
 
+_CHAIN = "esd_loaded"
+"""Of the MODEL: what ESD Load Erased has laid over it, in order."""
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
-def load(
-    model: comfy.model_patcher.ModelPatcher, path: Path, strength: float
-) -> tuple[comfy.model_patcher.ModelPatcher, str]:
-    """MODEL with the file's change at that strength, and what is to be said of it, or "".
+@dataclass(frozen=True)
+class Loaded:
+    """A file laid over a MODEL.
+
+    Attributes:
+        erasure: the change alone, in memory; None for an adapter that only the host reads.
+        told: what is to be said of it.
+    """
+
+    model: comfy.model_patcher.ModelPatcher
+    erasure: Erasure | None
+    told: str
+
+
+def load(model: comfy.model_patcher.ModelPatcher, path: Path, strength: float) -> Loaded:
+    """MODEL with the file's change at that strength.
 
     Reads what `open_source` does, and what else the host reads as a LoRA.
 
@@ -33,16 +48,42 @@ def load(
     """
     source = open_source(path, mapped=True)
     if source.kind == FOREIGN:
-        return patched(model, source.tensors, strength), ""
-    base = base_of(model)
-    erasure = source.erasure(base)
-    notes = [check_fits(erasure, base), _stacked(model, erasure)]
+        changed, notes = patched(model, source.tensors, strength), list[str]()
+        erasure = None
+    else:
+        base = base_of(model)
+        lazy = source.erasure(base)
+        # Kept as it is now: the base that it may be a difference from gets patched later.
+        erasure = replace(lazy, tensors=dict(lazy.tensors))
+        changed, notes = _erased(model, base, erasure, strength)
     if source.skipped and not source.needs_base:
         notes.append(f"{source.skipped} tensors are for a text encoder and are left out")
+    told = f"applied {path.name} at {strength:g}{_stack(model, changed, path.name, strength)}"
+    return Loaded(changed, erasure, ";\n".join(filter(None, (told, *notes))))
+
+
+def _erased(
+    model: comfy.model_patcher.ModelPatcher, base: Base, erasure: Erasure, strength: float
+) -> tuple[comfy.model_patcher.ModelPatcher, list[str]]:
+    """MODEL with the erasure, and notes, of which some are ""."""
+    notes = [check_fits(erasure, base), _stacked(model, erasure)]
     changed = erased(model, erasure.tensors, strength)
     if strength:
         notes.append(_rounding(base, erasure, strength))
-    return changed, ";\n".join(filter(None, notes))
+    return changed, notes
+
+
+def _stack(
+    model: comfy.model_patcher.ModelPatcher,
+    changed: comfy.model_patcher.ModelPatcher,
+    name: str,
+    strength: float,
+) -> str:
+    """Says which files of a chain lie below, and notes this one for the next."""
+    below: tuple[str, ...] = model.get_attachment(_CHAIN) or ()
+    if strength:
+        changed.set_attachments(_CHAIN, (*below, f"{name} at {strength:g}"))
+    return f", on top of {', '.join(below)}" if below else ""
 
 
 def _stacked(model: comfy.model_patcher.ModelPatcher, erasure: Erasure) -> str:

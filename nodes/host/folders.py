@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import folder_paths
 
-from ...esd_core.errors import ConfigError, FileError
+from ...esd_core.errors import ConfigError, ESDError, FileError
 from ...esd_core.files import history
+from ...esd_core.files.open import is_official
+from ...esd_core.storage.reading import tensor_names
 
 LORAS = "loras"
 """The host's kind of folder that erasures live in, so that stock LoRA loaders list them."""
 STATES = "esd_training"
 
+_OFFICIAL = " (official format)"
 _FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]')
 
 
@@ -73,20 +78,42 @@ def history_file() -> Path:
 
 
 def lora_names() -> list[str]:
-    """What loaders of LoRAs list."""
+    """What loaders of LoRAs list; behind the official code's files, which no stock one reads, it
+    says so."""
     names: list[str] = folder_paths.get_filename_list(LORAS)
-    return names
+    return [f"{name}{_OFFICIAL}" if _is_official(name) else name for name in names]
+
+
+@cache
+def _is_official(name: str) -> bool:
+    """Asked once for every name: the host asks for the list many times, and may have hundreds."""
+    path = folder_paths.get_full_path(LORAS, name)
+    try:
+        return path is not None and is_official(tensor_names(path))
+    except ESDError:  # what is wrong with the file is said when it is loaded
+        return False
 
 
 def lora_path(name: str) -> Path:
-    """The file of that name; FileError when it is in none of the host's folders."""
-    path = folder_paths.get_full_path(LORAS, name)
+    """The file of that name, as listed; FileError when it is in none of the host's folders."""
+    path = folder_paths.get_full_path(LORAS, name.removesuffix(_OFFICIAL))
     if path is None:
         raise FileError(
             f'there is no file "{name}" in the folders for LoRAs: press R to read them again, and '
             "choose one that is listed"
         )
     return Path(path)
+
+
+def without_folders(text: str) -> str:
+    """The text with files as a person finds them, and not from the root of the disk on."""
+    output, models = folder_paths.get_output_directory(), folder_paths.models_dir
+    places = {output: "output", models: "models"}
+    places |= {folder: LORAS for folder in folder_paths.get_folder_paths(LORAS)}
+    for place in sorted(places, key=len):  # models/loras as such, where it is in models
+        for separator in {"/", os.sep}:
+            text = text.replace(f"{place}{separator}", f"{places[place]}/")
+    return text
 
 
 def shown(path: Path) -> str:

@@ -12,6 +12,8 @@ from torch import Tensor
 from ...esd_core.errors import ESDError
 from ...esd_core.models.architectures import Architecture, like
 from ...esd_core.models.prediction import Epsilon, Prediction, VPrediction
+from ..defaults import POCKET
+from .pocket import PocketSDXL
 
 _SCALES = ("scale_weight", "weight_scale", "scale_input", "input_scale")
 
@@ -38,6 +40,13 @@ def architecture(model: comfy.model_patcher.ModelPatcher) -> Architecture:
     if takes_sizes or (is_plain and context_width(model) == found.context_width):
         return found
     raise ESDError(f"the MODEL is {kind}: connect Stable Diffusion 1.x, 2.x or SDXL")
+
+
+def preset(model: comfy.model_patcher.ModelPatcher, method: str) -> str:
+    """The preset that serves this MODEL and method; ESDError for a MODEL that cannot be trained."""
+    kind = architecture(model)
+    is_pocket = isinstance(model.model.model_config, PocketSDXL)
+    return POCKET if is_pocket else kind.preset_for(method)
 
 
 def context_width(model: comfy.model_patcher.ModelPatcher) -> int:

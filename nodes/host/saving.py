@@ -58,8 +58,8 @@ def save(
 def _refuse_missing(kind: Format, erasure: Erasure | None, model: ModelPatcher | None) -> None:
     if erasure is None and not kind.is_whole:
         raise ConfigError(
-            f"the format {kind.label} needs the input erasure: connect that output of ESD Train, "
-            "or choose the format UNet or diffusers for a MODEL"
+            f"the format {kind.label} needs the input erasure: connect that output of ESD Train "
+            "or ESD Load Erased, or choose the format UNet or diffusers for a MODEL"
         )
     if model is None and kind.has_weights:
         raise ConfigError(

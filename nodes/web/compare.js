@@ -1,25 +1,92 @@
-// Fills the compare slider of ESD Compare, as the page does for its own node of that kind.
+// The slider of ESD Compare: original and erased, one picture under the other, in either renderer.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
-const addresses = (images) => (images ?? []).map((image) => api.apiURL(`/view?${new URLSearchParams(image)}`));
+const HEIGHT = 240;
+const STYLE = {
+  box: "position:relative;width:100%;height:100%;min-height:120px;overflow:hidden;background:#0003;" +
+    "border-radius:4px;font:12px sans-serif;color:#ccc;touch-action:none;user-select:none",
+  picture: "position:absolute;inset:0;width:100%;height:100%;object-fit:contain;display:none",
+  line: "position:absolute;top:0;bottom:0;width:2px;background:#fff;pointer-events:none;display:none",
+  hint: "position:absolute;inset:0;display:grid;place-items:center;text-align:center;padding:8px",
+  label: "position:absolute;top:4px;padding:1px 5px;border-radius:3px;background:#000a;display:none",
+  next: "position:absolute;bottom:4px;right:4px;border:0;padding:3px 8px;border-radius:3px;" +
+    "background:#000a;color:#fff;cursor:pointer;display:none",
+};
+
+const address = (image) => api.apiURL(`/view?${new URLSearchParams(image)}`);
+
+function part(parent, tag, style, text = "") {
+  const made = document.createElement(tag);
+  made.style.cssText = style;
+  made.textContent = text;
+  parent.append(made);
+  return made;
+}
+
+class Slider {
+  constructor() {
+    this.element = document.createElement("div");
+    this.element.className = "esd-compare-slider";
+    this.element.style.cssText = STYLE.box;
+    this.hint = part(this.element, "div", STYLE.hint, "Original and erased, after a run: move over the picture");
+    this.erased = part(this.element, "img", STYLE.picture);
+    this.original = part(this.element, "img", STYLE.picture);
+    this.line = part(this.element, "div", STYLE.line);
+    part(this.element, "span", `${STYLE.label};left:4px`, "original");
+    part(this.element, "span", `${STYLE.label};right:4px`, "erased");
+    this.next = part(this.element, "button", STYLE.next);
+    this.next.title = "next prompt";
+    this.next.addEventListener("click", () => this.show(this.index + 1));
+    this.element.addEventListener("pointermove", (event) => this.move(event));
+    this.pairs = [];
+  }
+
+  fill(originals, erased) {
+    this.pairs = (originals ?? []).map((image, index) => [image, erased?.[index]]).filter(([, other]) => other);
+    if (!this.pairs.length) return;
+    this.hint.style.display = "none";
+    for (const shown of this.element.children) if (shown !== this.hint) shown.style.display = "block";
+    this.next.style.display = this.pairs.length > 1 ? "block" : "none";
+    this.show(0);
+    this.split(0.5);
+  }
+
+  show(index) {
+    this.index = index % this.pairs.length;
+    const [original, erased] = this.pairs[this.index];
+    this.original.src = address(original);
+    this.erased.src = address(erased);
+    this.next.textContent = `${this.index + 1} / ${this.pairs.length} >`;
+  }
+
+  move(event) {
+    const { left, width } = this.element.getBoundingClientRect();
+    if (this.pairs.length) this.split(Math.min(1, Math.max(0, (event.clientX - left) / width)));
+  }
+
+  split(share) {
+    this.original.style.clipPath = `inset(0 ${100 - 100 * share}% 0 0)`;
+    this.line.style.left = `${100 * share}%`;
+  }
+}
 
 app.registerExtension({
   name: "ESD.Compare",
   nodeCreated(node) {
     if (node.constructor.comfyClass !== "ESDCompare") return;
-    const slider = node.widgets?.find((widget) => widget.type === "imagecompare");
-    if (!slider) return;
-    // What it shows is no input: with it, the same prompt would never be the same to the cache.
-    slider.options = { ...slider.options, serialize: false };
+    const slider = new Slider();
+    // What it shows is no input: neither a prompt nor a workflow holds it.
+    const widget = node.addDOMWidget("compare", "esd_compare", slider.element, {
+      serialize: false,
+      hideOnZoom: false,
+      getMinHeight: () => HEIGHT,
+    });
+    widget.serialize = false;
     const inherited = node.onExecuted;
     node.onExecuted = function (output) {
       inherited?.call(this, output);
-      slider.value = {
-        beforeImages: addresses(output.a_images),
-        afterImages: addresses(output.b_images),
-      };
-      slider.callback?.(slider.value);
+      slider.fill(output.a_images, output.b_images);
     };
   },
 });

@@ -42,6 +42,8 @@ OPTIONS = {
     "trajectory_count": 2,
     "gradient_checkpointing": "on",
     "precision": "auto",
+    "preview_every": 0,
+    "until": 0.0,
 }
 
 

@@ -33,7 +33,7 @@ def _show(server: Server, folder: Path) -> int:
         print(run.error, file=sys.stderr)
         return 1
     for node, content in prompt.items():
-        if content["class_type"] == "PreviewAny":
+        if content["class_type"] in ("ESDTrain", "PreviewAny"):
             print(f"\n{run.text(node)}")
     (grid,) = _images(run, prompt, "ESDCompare")
     folder.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,8 @@ SMALL_OPTIONS = {
     "trajectory_guidance": 3.0,
     "batch_size": 4,
     "save_dtype": "fp32",
+    "preview_every": 0,
+    "until": 0.0,
 }
 PROMPT = "a house in the style of Van Gogh"
 AGAIN = " "

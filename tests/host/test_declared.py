@@ -10,7 +10,7 @@ import sys
 import pytest
 from comfy_server import PACK, PACK_NAME, PYTHON_VARIABLE
 
-from esd_core.config.rules import described, kind_of
+from esd_core.config.rules import choices, described, kind_of
 from esd_core.config.settings import fields
 
 NODES = (
@@ -72,11 +72,54 @@ def test_every_setting_has_a_widget_with_its_own_words_and_default(declared):
     for name, field in fields().items():
         table, _, key = name.rpartition(".")
         options = widgets[f"trajectory_{key}" if table == "trajectory" else key]
-        assert options["tooltip"] == described(field)
-        is_lines = kind_of(field) is tuple
-        expected = "\n".join(field.default) if is_lines else field.default
-        assert options["default"] == expected
+        assert options["tooltip"].startswith(described(field))
+        if name in BY_MODEL:
+            assert options["default"] == "auto" and "auto:" in options["tooltip"]
+            assert not choices(field) or set(options["options"]) == {"auto", *choices(field)}
+        elif kind_of(field) is tuple:
+            assert options["default"] == "\n".join(field.default)
+        elif name not in WATCHED and options["default"] != "auto":
+            assert options["default"] == field.default
     assert widgets["contexts"]["default"] == "auto"
+
+
+BY_MODEL = {
+    *("width", "height", "negative_guidance", "trajectory.steps", "trajectory.guidance"),
+    *("training.steps", "training.learning_rate", "training.batch_size", "training.save_dtype"),
+}
+"""Those that a person would look for; presets may name more."""
+WATCHED = {"training.preview_every"}
+"""On in a node, which a person watches."""
+
+
+def test_a_run_shows_previews_without_options(declared):
+    widgets = {name: options for name, _, options in inputs(declared["ESDTrainOptions"])}
+    assert widgets["preview_every"]["default"] > 0
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_a_box_says_what_it_is_for_while_it_is_empty(declared, name):
+    """The older renderer gives it no other name."""
+    boxes = [(key, o) for key, _, o in inputs(declared[name]) if o.get("multiline")]
+    for key, options in boxes:
+        word = {"prompts": "DRAW", "concepts": "ERASE"}.get(key, key.upper())
+        assert word in options["placeholder"]
+
+
+@pytest.mark.parametrize("word", ["unlearn", "forget", "remove", "nudity", "NSFW", "LECO"])
+def test_search_finds_a_node(declared, word):
+    """By aliases on newer hosts, by descriptions on all."""
+    described_by = [name for name, node in declared.items() if word in node["description"]]
+    assert described_by
+    aliases = [node["search_aliases"] for node in declared.values() if "search_aliases" in node]
+    assert all(any(word in alias for alias in found) for found in aliases if found)
+
+
+def test_rare_options_are_hidden_where_the_host_can(declared):
+    marks = {n: o.get("advanced", False) for n, _, o in inputs(declared["ESDTrainOptions"])}
+    if any(marks.values()):
+        assert marks["warmup"] and marks["alpha"]
+        assert not (marks["until"] or marks["rank"] or marks["contexts"])
 
 
 def test_a_seed_does_not_change_by_itself(declared):

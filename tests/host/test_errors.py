@@ -28,26 +28,56 @@ def failure(graph):
 
 
 @pytest.mark.parametrize(
+    ("concepts", "told"),
+    [
+        ("", "name at least one to erase"),
+        ("hat <- cowboy -> man", "one arrow at most"),
+        ("Van Gogh\nvan gogh", "given twice"),
+    ],
+)
+def test_concepts_are_refused_before_anything_runs_at_their_input_alone(server, concepts, told):
+    graph = Graph(server)
+    model, clip, _ = graph.pocket()
+    graph.train(model, clip, {}, concepts=concepts)
+    answer = refusal(graph)
+    assert answer.count("\n") == 0
+    assert "concepts - " in answer and told in answer
+
+
+@pytest.mark.parametrize(
     ("inputs", "told"),
     [
-        ({"concepts": ""}, "name at least one to erase"),
-        ({"concepts": "hat <- cowboy -> man"}, "one arrow at most"),
-        ({"concepts": "Van Gogh\nvan gogh"}, "given twice"),
-        ({"preserve": "Van Gogh"}, "which a concept is erased from"),
-        ({"width": 100}, "in multiples of 8"),
+        ({"preserve": "Van Gogh"}, "preserve names"),
+        ({"width": 100}, "width must be at least 64 and at most 4096, in multiples of 8"),
         ({"height": 0}, "height must be at least 64"),
         ({"filename_prefix": "../../secret"}, "without .."),
         ({"filename_prefix": "/etc/passwd"}, "is not valid: write NAME or FOLDER/NAME"),
         ({"filename_prefix": ""}, "is not valid: write NAME or FOLDER/NAME"),
-        ({"learning_rate": 0.0}, "smaller than min of 1e-06: learning_rate"),
-        ({"steps": 0}, "smaller than min of 1: steps"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0"),
+        ({"learning_rate": "fast"}, 'learning_rate must be auto or a number, not "fast"'),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"steps": 2.5}, "steps must be a whole number"),
     ],
 )
-def test_what_a_widget_holds_is_refused_before_anything_runs(server, inputs, told):
+def test_what_a_widget_holds_is_refused_before_a_model_is_loaded(server, inputs, told):
     graph = Graph(server)
-    model, clip, _ = graph.pocket()
-    graph.train(model, clip, {}, **inputs)
-    assert told in refusal(graph)
+    # Nobody could train on what this would load.
+    model = graph.add("UNETLoader", unet_name=damaged_unet(server))
+    _, clip, _ = graph.pocket()
+    node = graph.train([model, 0], clip, {}, **inputs)
+    run = graph.run()
+    assert run.ending == "execution_error" and told in run.error
+    assert "`" not in run.error and "training." not in run.error
+    assert model not in run.executed()
+    assert any(told in text for text in run.texts), "the node says it too"
+    assert run.of("execution_error")[0]["node_id"] == node
+
+
+def damaged_unet(server):
+    path = server.base / "models" / "diffusion_models" / "damaged.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"nothing")
+    return path.name
 
 
 def test_an_unknown_method_is_refused(server):
@@ -138,7 +168,9 @@ def test_a_damaged_file_is_refused(server):
     path = server.base / "models" / "loras" / "cut.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(small_erasure(server).read_bytes()[:-100])
-    assert "cut short" in failure(loading(server, path.name))
+    told = failure(loading(server, path.name))
+    assert "cut short" in told
+    assert told.startswith("models/loras/cut.safetensors ") and str(server.base) not in told
 
 
 @pytest.mark.parametrize("name", ["../../secret.safetensors", "nothing-there.safetensors"])

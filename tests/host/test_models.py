@@ -9,6 +9,7 @@ from graphs import Graph
 from safetensors.torch import save_file
 from unets import CONFIGS, SD1_COUNTS, SDXL_COUNTS, shapes_of
 
+from esd_core.config.presets import load_preset
 from esd_core.config.settings import METHODS
 from esd_core.models.architectures import ARCHITECTURES
 from esd_core.models.diffusers_backend import load_denoiser
@@ -50,6 +51,22 @@ def test_both_backends_select_the_same(trees, name):
     names = diffusers_to_canonical(CONFIGS[name]).values()
     for method in METHODS:
         assert trees[name]["selected"][method] == list(select(method, names, ARCHITECTURES[name]))
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd1", "sd2"])
+@pytest.mark.parametrize("method", METHODS)
+def test_auto_stands_for_the_preset_of_model_and_method(trees, name, method):
+    auto = trees[name]["auto"][method]
+    edge = {"sdxl": 1024, "sd1": 512, "sd2": 512}[name]
+    assert (auto["width"], auto["height"]) == (edge, edge)
+    preset = load_preset(ARCHITECTURES[name].preset_for(method))
+    assert auto["training.learning_rate"] == preset["training"]["learning_rate"]
+    assert auto["method"] == method
+
+
+def test_auto_trains_all_but_cross_attention_more_gently_on_sdxl(trees):
+    rates = {m: auto["training.learning_rate"] for m, auto in trees["sdxl"]["auto"].items()}
+    assert rates["esd-u"] < rates["esd-x"]
 
 
 def test_the_refiner_is_refused(trees):

@@ -170,8 +170,39 @@ def test_stacked_erasures_are_told_of(server, saved):
     assert run.ending == "execution_success", run.error
     count = len(read_erasure(files(server, "loras/out/pocket*")[0]).change())
     assert f"{count} of the {count} tensors" in run.text(second)
-    assert run.text(first) == f"applied {file}"
+    name = file.rpartition("/")[2]
+    assert run.text(first) == f"applied {name} at 0.5"
+    assert run.text(second).startswith(f"applied {name} at 0.25, on top of {name} at 0.5;")
     assert run.text(second) in run.texts  # what the page shows
+
+
+def test_the_list_tells_files_of_the_official_format_apart(server, saved):
+    spec = server.get("/object_info/ESDLoadErased")["ESDLoadErased"]["input"]["required"]["file"]
+    listed = spec[1]["options"] if spec[0] == "COMBO" else spec[0]
+    assert "out/official_00001_.safetensors (official format)" in listed
+    assert {"out/pocket_00001_.safetensors", "out/lora_00001_.safetensors"} <= set(listed)
+
+
+@pytest.mark.parametrize("form", ["erasure", "LoRA"])
+def test_a_loaded_file_is_converted_in_the_graph(server, saved, form):
+    """The official code's, of weights that have patches worked into them by then."""
+    graph = Graph(server)
+    model, clip, vae = graph.pocket()
+    file = "out/official_00001_.safetensors (official format)"
+    loaded = graph.add("ESDLoadErased", model=model, file=file, strength=0.5)
+    drawn = graph.picture([loaded, 0], clip, vae)
+    prefix = f"out/from-official-{form}"
+    node = graph.add(
+        "ESDSaveErased", format=form, filename_prefix=prefix, erasure=[loaded, 1], rank=4096
+    )
+    run = graph.run()
+    assert run.ending == "execution_success", run.error
+    assert drawn in run.executed() and "output/loras/out/from-official" in run.text(node)
+    (path,) = files(server, f"loras/{prefix}_*")
+    found, expected = (read_erasure(p).change() for p in (path, *files(server, "loras/esd/saved*")))
+    assert found.keys() == expected.keys()
+    for name, change in expected.items():
+        torch.testing.assert_close(found[name].float(), change.float(), rtol=2e-2, atol=2e-5)
 
 
 def test_the_loss_on_eight_bit_weights_is_measured_and_told(server, saved):

@@ -155,3 +155,17 @@ def test_adapters_of_other_kinds_go_through_the_hosts_own_loader(server, saved, 
     ours, _, _ = drawn_with(server, "ESDLoadErased", file=file, strength=1.0)
     none, _, _ = drawn_with(server, "ESDLoadErased", file=file, strength=0.0)
     assert np.array_equal(stock, ours) and not np.array_equal(ours, none)
+
+
+def test_an_adapter_that_only_the_host_reads_is_not_converted(server, saved, base):
+    layer = "middle_block.1.transformer_blocks.0.attn2.to_v"
+    parts = adapters(base.weights[f"{layer}.weight"])["LoHa"] | {"alpha": torch.tensor(4.0)}
+    path = saved["lora"].with_name("unconverted.safetensors")
+    stem = f"lora_unet_{layer.replace('.', '_')}"
+    save_file({f"{stem}.{part}": tensor for part, tensor in parts.items()}, path)
+    graph = Graph(server)
+    model, _, _ = graph.pocket()
+    loaded = graph.add("ESDLoadErased", model=model, file=f"stock/{path.name}", strength=1.0)
+    graph.add("ESDSaveErased", format="LoRA", filename_prefix="out/none", erasure=[loaded, 1])
+    assert "an adapter of another kind than LoRA" in graph.run().error
+    assert not files(server, "loras/out/none*")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,14 @@ from graphs import files, pictures, small_erasure
 from PIL import Image
 from unets import shapes_of
 
-from esd_core.config.presets import load_preset
 from esd_core.files.native import read_erasure
 from esd_core.models.keys import diffusers_to_canonical
 from esd_core.pocket.judge import load_oracle
 
 FOLDER = PACK / "workflows"
 NAMES = (
-    *("sdxl_erase_style", "sdxl_load_and_compare", "sd15_erase_object", "sdxl_erase_nudity"),
-    *("erase_from_and_replace", "pocket_demo"),
+    *("pocket_demo", "pocket_erase_several", "sd15_erase_object", "sdxl_erase_style"),
+    *("sdxl_erase_nudity", "sdxl_erase_from_and_replace", "sdxl_load_and_compare"),
 )
 FILES = ("ckpt_name", "file")
 """Widgets that name a file which is not there yet."""
@@ -69,12 +69,36 @@ def test_links_and_nodes_fit_each_other(name, declared):
             assert names == known or not node["type"].startswith("ESD")
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "pocket_demo"])
-def test_a_checkpoint_can_be_downloaded(name):
-    loaders = [n for n in workflow(name)["nodes"] if n["type"] == "CheckpointLoaderSimple"]
-    (model,) = loaders[0]["properties"]["models"]
-    assert model["url"].endswith(model["name"]) and model["directory"] == "checkpoints"
-    assert loaders[0]["widgets_values"] == [model["name"]]
+def test_the_one_that_needs_no_download_comes_first_by_its_name():
+    assert min(NAMES) == "pocket_demo"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_can_be_read_when_it_is_fitted_to_the_view(name):
+    """At 1600 by 1000 the fit shows this much at two thirds of the size."""
+    nodes = workflow(name)["nodes"]
+    right = max(node["pos"][0] + node["size"][0] for node in nodes)
+    bottom = max(node["pos"][1] + node["size"][1] for node in nodes if not node["flags"])
+    assert right <= 1700 and bottom <= 1200
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_whole_model_is_written_only_when_asked(name):
+    saving = [node for node in workflow(name)["nodes"] if node["type"] == "ESDSaveErased"]
+    assert all(node["mode"] == MUTED for node in saving)
+
+
+MUTED = 2
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if not n.startswith("pocket")])
+def test_nothing_is_red_on_opening_and_a_checkpoint_can_be_downloaded(name):
+    """The page marks names of files that are not there; an empty one asks to be chosen."""
+    nodes = workflow(name)["nodes"]
+    loaders = [n for n in nodes if n["type"] in ("CheckpointLoaderSimple", "ESDLoadErased")]
+    assert loaders and all(node["widgets_values"][0] == "" for node in loaders)
+    (note,) = [node for node in nodes if node["type"] == "MarkdownNote"]
+    assert re.search(r"\(https://huggingface.co/\S+\.safetensors\)", note["widgets_values"][0])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -85,8 +109,8 @@ def test_every_widget_of_it_is_valid_and_lacks_nothing_but_files(server, name, d
         known = {**sections.get("required", {}), **sections.get("optional", {})}
         assert set(node["inputs"]) <= set(known)
         assert set(sections.get("required", {})) <= set(node["inputs"])
-    if name == "pocket_demo":
-        return  # it is run below
+    if name.startswith("pocket"):
+        return  # they are run below
     with pytest.raises(Refused) as caught:
         server.run(prompt)
     lines = str(caught.value).splitlines()
@@ -95,7 +119,6 @@ def test_every_widget_of_it_is_valid_and_lacks_nothing_but_files(server, name, d
 
 
 SMALL = {
-    "ESDTrainOptions": {"trajectory_steps": 4, "trajectory_count": 2, "batch_size": 2},
     "ESDTrain": {"steps": 2, "width": 64, "height": 64, "learning_rate": 1e-3},
     "ESDCompare": {"steps": 2, "width": 64, "height": 64},
 }
@@ -129,6 +152,9 @@ def test_a_workflow_runs_with_pocket_in_the_place_of_its_checkpoint(server, name
         if node["class_type"] == "ESDLoadErased":
             node["inputs"]["file"] = f"esd/{small_erasure(server).name}"
     ran(server, prompt)
+    if name == "pocket_erase_several":
+        erased = [read_erasure(file).concepts for file in files(server, f"loras/esd/*-{name}_*")]
+        assert sorted(erased) == [("Mondrian",), ("Van Gogh",), ("boat",)]
 
 
 ONE_LEVEL = {
@@ -146,8 +172,10 @@ ONE_LEVEL = {
 def test_the_sd15_workflow_runs_on_a_checkpoint_of_its_name(server, declared, tmp_path):
     """Stock CheckpointLoaderSimple, on a file that ComfyUI itself takes for SD 1.5."""
     prompt = small(convert_ui_to_api(workflow("sd15_erase_object"), declared), "stand-in")
-    (name,) = [n["inputs"]["ckpt_name"] for n in prompt.values() if "ckpt_name" in n["inputs"]]
-    path = server.base / "models" / "checkpoints" / name
+    path = server.base / "models" / "checkpoints" / "stand-in.safetensors"
+    for node in prompt.values():
+        if "ckpt_name" in node["inputs"]:
+            node["inputs"]["ckpt_name"] = path.name
     names = diffusers_to_canonical(ONE_LEVEL)
     shapes = {names[name]: shape for name, shape in shapes_of(ONE_LEVEL).items()}
     asked = tmp_path / "shapes.json"
@@ -167,24 +195,18 @@ def test_the_sd15_workflow_runs_on_a_checkpoint_of_its_name(server, declared, tm
 
 
 @pytest.mark.parametrize(
-    ("name", "preset", "own"),
-    [
-        ("pocket_demo", "pocket", set()),
-        ("sdxl_erase_style", "sdxl", set()),
-        ("erase_from_and_replace", "sdxl", set()),
-        ("sdxl_erase_nudity", "sdxl-esd-u", {"optimizer"}),
-        ("sd15_erase_object", "sd", set()),
-    ],
+    ("name", "own"),
+    [(n, {"optimizer": "adafactor"} if "nudity" in n else {}) for n in NAMES if "load" not in n],
 )
-def test_a_workflow_has_the_settings_of_its_models_preset(name, preset, own, declared):
+def test_a_workflow_leaves_to_the_model_what_suits_it(name, own, declared):
     prompt = convert_ui_to_api(workflow(name), declared)
-    inputs = {n["class_type"]: n["inputs"] for n in prompt.values()}
-    given = {**inputs["ESDTrainOptions"], **inputs["ESDTrain"]}
-    for table, settings in load_preset(preset).items():
-        for key, value in settings.items() if isinstance(settings, dict) else [("", settings)]:
-            name = {"": table, "trajectory": f"trajectory_{key}"}.get(table if key else "", key)
-            expected = "\n".join(value) if isinstance(value, list) else value
-            assert given[name] == expected or name in own
+    for node in prompt.values():
+        if node["class_type"] in ("ESDTrain", "ESDTrainOptions"):
+            sections = declared[node["class_type"]]["input"]
+            known = {**sections["required"], **sections.get("optional", {})}
+            defaults = {key: spec[1].get("default") for key, spec in known.items() if spec[1:]}
+            free = {k: v for k, v in node["inputs"].items() if defaults.get(k) == "auto"}
+            assert {key: value for key, value in free.items() if value != "auto"} in ({}, own)
 
 
 @pytest.mark.slow

@@ -24,8 +24,9 @@ from esd_pack.esd_core.models.denoiser import Conditioning  # noqa: E402
 from esd_pack.esd_core.training import plan as memory  # noqa: E402
 from esd_pack.esd_core.training.out_of_memory import oom_as_error  # noqa: E402
 from esd_pack.esd_core.training.selection import select  # noqa: E402
+from esd_pack.nodes.defaults import resolved  # noqa: E402
 from esd_pack.nodes.host.denoiser import HostDenoiser  # noqa: E402
-from esd_pack.nodes.host.model import architecture, parameters  # noqa: E402
+from esd_pack.nodes.host.model import architecture, parameters, preset  # noqa: E402
 
 
 def model_of(shapes):
@@ -48,7 +49,14 @@ def described(model):
         "architecture": kind.name,
         "parameters": {name: tensor.numel() for name, tensor in held.items()},
         "selected": {method: select(method, held, kind) for method in METHODS},
+        "auto": {method: automatic(model, method) for method in METHODS},
     }
+
+
+def automatic(model, method):
+    """What widgets that say auto stand for."""
+    asked = {"concepts": ["Van Gogh"], "method": method, "width": None, "training.steps": None}
+    return resolved(asked, preset(model, method)).flat()
 
 
 class OnFourGigabytes(HostDenoiser):
