@@ -23,8 +23,12 @@ _PREVIEW_STEPS = 20
 class TerminalEvents:
     """Shows the run on the terminal; previews become pictures beside the erasure."""
 
-    def __init__(self, denoiser: DiffusersDenoiser, config: ErasureConfig, out: Path) -> None:
-        self.bar = progress_bar(config.training.steps, "steps")
+    def __init__(
+        self, denoiser: DiffusersDenoiser, config: ErasureConfig, out: Path, is_shown: bool = True
+    ) -> None:
+        """is_shown: not on ranks but the first."""
+        self._is_shown = is_shown
+        self.bar = progress_bar(config.training.steps, "steps", is_shown)
         self.saved = 0
         self.cover: Image | None = None
         """The first concept's last picture."""
@@ -38,6 +42,8 @@ class TerminalEvents:
         self.bar.update(progress.step - self.bar.n)
 
     def on_preview(self, step: int, student: dict[str, Tensor]) -> None:
+        if not self._is_shown:
+            return
         path = self._out.with_name(f"{self._out.stem}.step-{step:06}.png")
         try:
             self._draw(path, step, student)
