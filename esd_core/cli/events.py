@@ -26,8 +26,7 @@ class TerminalEvents:
     def __init__(
         self, denoiser: DiffusersDenoiser, config: ErasureConfig, out: Path, is_shown: bool = True
     ) -> None:
-        """is_shown: not on ranks but the first."""
-        self._is_shown = is_shown
+        """is_shown: whether there is a bar, which one of several runs or ranks would disturb."""
         self.bar = progress_bar(config.training.steps, "steps", is_shown)
         self.saved = 0
         self.cover: Image | None = None
@@ -42,8 +41,6 @@ class TerminalEvents:
         self.bar.update(progress.step - self.bar.n)
 
     def on_preview(self, step: int, student: dict[str, Tensor]) -> None:
-        if not self._is_shown:
-            return
         path = self._out.with_name(f"{self._out.stem}.step-{step:06}.png")
         try:
             self._draw(path, step, student)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -58,6 +58,10 @@ class Alone:
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Makes each the sum over all ranks, in place and with the same bits on all."""
+
+    def queue(self, length: int) -> Iterator[int]:
+        """Numbers below the length: each comes to one rank, when it is free for it."""
+        yield from range(length)
 
     def optimizer(
         self, kind: type[Optimizer], masters: list[nn.Parameter], options: dict[str, Any]

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +29,11 @@ from ..method.shares import Alone
 T = TypeVar("T")
 _BUCKET = 2**24
 """Values that are summed by one call: 64 MB in float32."""
+_PATIENCE = timedelta(days=1)
+"""For a rank that draws previews, or is at its last run of many; one that is lost is no matter of
+time."""
+_LOST = 2
+"""Exit code of a run that a rank was killed in."""
 _GRACE = 3.0
 """Seconds in which the first rank, which knows most, may say that another is lost."""
 
@@ -67,7 +73,7 @@ class Together(Alone):
         self.shards_optimizer = shards_optimizer
         self._store = store
         # Over sockets, also between GPUs: they tell at once when the other end is gone.
-        self._messages = distributed.new_group(backend="gloo")
+        self._messages = distributed.new_group(backend="gloo", timeout=_PATIENCE)
 
     def gather(self, own: T) -> list[T]:
         gathered: list[Any] = [None] * self.count
@@ -123,9 +129,9 @@ class Together(Alone):
                 return {}
         return super().state_of(optimizer)
 
-    def next_number(self) -> int:
-        """0, 1, 2, ...: each is given to one rank only."""
-        return int(self._store.add("next", 1)) - 1
+    def queue(self, length: int) -> Iterator[int]:
+        while (number := int(self._store.add("queue", 1)) - 1) < length:
+            yield number
 
     def tells(self, error: BaseException) -> bool:
         """Whether this rank is to say why the run ends, which one of them does."""
@@ -161,13 +167,13 @@ def launch(count: int, words: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # ranks tell it themselves
     options = ["--standalone", f"--nproc-per-node={count}", "-m", "esd_core", *words]
     try:
         run.run(run.parse_args(options))
     except ChildFailedError as error:
         _, first = error.get_first_failure()
-        return max(first.exitcode, 0)
+        return first.exitcode if first.exitcode > 0 else _LOST
     except SignalException as error:
         return 128 + error.sigval
     return 0

@@ -88,7 +88,7 @@ class Trainer:
             self.save(events)
         report = self._final_report(is_stopped)
         if training.preview_every and not is_stopped:
-            events.on_preview(self.step, self.student.tensors())
+            self._preview(events)
         ended = "done" if self.early_stop.status == RUNNING else self.early_stop.status
         ending = "stopped" if is_stopped else ended
         return Outcome(ending, self.step, time.monotonic() - started, self.losses, report)
@@ -133,11 +133,15 @@ class Trainer:
         """Previews, probes and saves, where they are due."""
         training = self.config.training
         if _due(self.step, training.preview_every) and self.step < training.steps:
-            events.on_preview(self.step, self.student.tensors())
+            self._preview(events)
         if _due(self.step, training.probe_interval):
             self.step = self.early_stop.check(self._probe(), self.student, self.step)
         if _due(self.step, training.save_every) and self.early_stop.status == RUNNING:
             self.save(events)
+
+    def _preview(self, events: Events) -> None:
+        if self.ranks.is_first:
+            events.on_preview(self.step, self.student.tensors())
 
     def _probe(self) -> ProbeReport:
         return self.probes.measure(self.student.tensors())
