@@ -6,8 +6,10 @@ reads them, and no other does: it is of the command, and ComfyUI never loads it.
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -86,9 +88,17 @@ def ranks_of(arguments: Namespace, shards_optimizer: bool = False) -> Iterator[A
         try:
             yield ranks
         except (ESDError, KeyboardInterrupt) as error:
+            atexit.register(_leave, 130 if isinstance(error, KeyboardInterrupt) else _FAILED)
             if ranks.tells(error):
                 raise
             raise SystemExit(_FAILED) from None
+
+
+def _leave(code: int) -> None:
+    """Ends the process here: torch's own end would wait for ranks that are gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def place(variables: Mapping[str, str]) -> Place | None:
