@@ -20,15 +20,13 @@ from esd_core.training.ranks import Place, joined
 from esd_core.training.run import finish, prepare
 from esd_core.training.update import Update
 
-CPU = torch.device("cpu")
 TESTS = Path(__file__).parent
 
 
 @cache
 def pocket():
-    """In float64, in which another order of a sum is below what decides anything."""
-    pipeline = load_denoiser("pocket", "fp32", "cpu").pipeline
-    return DiffusersDenoiser(pipeline.to(torch.float64))
+    """In float64, in which the order of a sum decides nothing."""
+    return DiffusersDenoiser(load_denoiser("pocket", "fp32", "cpu").pipeline.to(torch.float64))
 
 
 def run(count, folder, work, *arguments, shards_optimizer=False):
@@ -38,38 +36,50 @@ def run(count, folder, work, *arguments, shards_optimizer=False):
     os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), str(TESTS.parent)])
     given = (count, folder, work, arguments, shards_optimizer)
     torch.multiprocessing.start_processes(_as_rank, given, count, start_method="forkserver")
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(count)]
+    answers = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(count)]
+    for answer in answers:
+        if isinstance(answer, Exception) and work is train:
+            raise answer
+    return answers
 
 
 def _as_rank(rank, count, folder, work, arguments, shards_optimizer):
     torch.set_num_threads(1)
+    place = Place(rank, count, rank, count, f"file://{folder}/store")
     try:
         if count == 1:
             answer = work(ALONE, *arguments)
         else:
-            place = Place(rank, count, rank, count, f"file://{folder}/store")
-            with joined(place, CPU, shards_optimizer) as ranks:
+            with joined(place, torch.device("cpu"), shards_optimizer) as ranks:
                 answer = work(ranks, *arguments)
     except Exception as error:
         answer = error
     torch.save(answer, folder / f"{rank}.pt")
 
 
-def train(ranks, overrides, state=None, resume=False, stop_at=None, fails=None):
-    """A run of SMALL on pocket: its result, its samples and its optimizer's state."""
+def train(ranks, overrides, state=None, resume=False, stops=None):
+    """A run of SMALL on pocket, on masters of float64.
+
+    stops: (rank, step) at which that rank alone is asked to stop.
+    """
     config = ErasureConfig.from_mapping(SMALL).override(overrides)
-    host = Recorder(stop_at=stop_at, at={})
+    stop_at = stops[1] if stops and ranks.rank == stops[0] else None
+    host = Recorder(stop_at=stop_at)
     plan = check(pocket(), config, ranks)
-    trainer = prepare(pocket(), config, plan, state, resume, ranks)
-    for master in trainer.student.masters.values():
+    trainer = prepare(pocket(), config, plan, state, False, ranks)
+    masters = [*trainer.student.masters.values()]
+    for master in masters:
         master.data = master.data.double()
-    trainer.update = Update([*trainer.student.masters.values()], config.training, torch.float64, False, ranks)
+    trainer.update = Update(masters, config.training, torch.float64, False, ranks)
+    if resume:
+        trainer.load_state_dict(trainer.state_file.read())
     result = finish(trainer, trainer.run(host, host))
     return {
         "change": trainer.student.change(),
-        "outcome": result.outcome,
         "samples": trainer.rounds.samples.tensors(),
-        "state": trainer.state_dict(),
+        "losses": result.outcome.losses,
+        "probes": result.outcome.probes.as_dict(),
+        "ending": (result.outcome.ending, result.outcome.step),
         "saves": [step for step, _ in host.saves],
         "evaluations": result.report["teacher_evaluations"],
     }

@@ -15,8 +15,8 @@ from ..config.mappings import override
 from ..config.presets import load_preset, load_settings, preset_names
 from ..config.settings import ErasureConfig
 from ..errors import ESDError, FileError
-from ..models.architectures import SDXL, Architecture
 from ..method.shares import Alone
+from ..models.architectures import SDXL, Architecture
 from ..training.endings import ENDINGS
 from . import launch, outputs
 from . import model as models
@@ -47,8 +47,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--shard-optimizer",
         action="store_true",
-        help="On several GPUs, keep a part of the optimizer's state on each, for methods that train "
-        "many weights; the run is then saved by --save-every and Ctrl-C, and not when a GPU fails.",
+        help="On several GPUs, keep a part of the optimizer's state on each, for methods that "
+        "train many weights; the run is then saved by --save-every and Ctrl-C, and not on errors.",
     )
     add_settings(parser)
 

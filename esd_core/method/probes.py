@@ -25,7 +25,8 @@ TRAJECTORIES, STEPS = 2, 8
 CONTROL_PROMPTS = ("a photo of a dog", "a portrait of a woman", "a city street at night")
 """Prompts that an erasure should leave alone, watched but not trained on."""
 
-K, V = TypeVar("K"), TypeVar("V")
+K = TypeVar("K")
+V = TypeVar("V")
 
 _PROBE_SEED = 0x5EED
 _TELLING = 0.1

@@ -78,9 +78,7 @@ class Planner:
     """Plans runs of one model and one list of prompts, in the memory that is free now; of several
     ranks, the share of one."""
 
-    def __init__(
-        self, denoiser: Rehearsable, config: ErasureConfig, ranks: Alone = ALONE
-    ) -> None:
+    def __init__(self, denoiser: Rehearsable, config: ErasureConfig, ranks: Alone = ALONE) -> None:
         self._denoiser, self._ranks = denoiser, ranks
         is_shared = denoiser.device.type == "cpu"
         self._free = denoiser.free_memory() // (ranks.neighbours if is_shared else 1)

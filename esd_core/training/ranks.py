@@ -73,7 +73,9 @@ class Together(Alone):
         self.shards_optimizer = shards_optimizer
         self._store = store
         # Over sockets, also between GPUs: they tell at once when the other end is gone.
-        self._messages = distributed.new_group(backend="gloo", timeout=_PATIENCE)
+        messages = distributed.new_group(backend="gloo", timeout=_PATIENCE)
+        assert isinstance(messages, distributed.ProcessGroup)
+        self._messages = messages
 
     def gather(self, own: T) -> list[T]:
         gathered: list[Any] = [None] * self.count

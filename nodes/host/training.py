@@ -27,7 +27,7 @@ from ...esd_core.training.run import Result, encoded_prompts, finish, prepare
 from ...esd_core.training.trainer import Trainer
 from . import folders
 from .denoiser import HostDenoiser
-from .model import architecture, refuse_quantised
+from .model import architecture, refuse_quantised, refuse_split
 from .progress import NodeEvents, say
 from .session import borrowed
 from .text import Texts
@@ -72,6 +72,7 @@ def train(
     folders.check_prefix(prefix)
     architecture(model)
     refuse_quantised(model)
+    refuse_split(model)
     texts = Texts(clip)
     texts.learn(encoded_prompts(config))
     with borrowed(model, config.training.precision, _needed(model)) as own, oom_as_error():

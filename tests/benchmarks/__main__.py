@@ -12,7 +12,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import attack, batching, concepts, efficacy, erase, load, memory, rivals, samples, step
+from . import (
+    attack,
+    batching,
+    concepts,
+    efficacy,
+    erase,
+    load,
+    memory,
+    ranks,
+    rivals,
+    samples,
+    step,
+)
 from .figure import Figure, table
 
 BENCHMARKS = {
@@ -22,6 +34,7 @@ BENCHMARKS = {
     "step": (step, "a training step, on pocket and SDXL (17 GB)"),
     "concepts": (concepts, "ten concepts in one run"),
     "batching": (batching, "sampling as batches"),
+    "ranks": (ranks, "a run by two processes"),
     "load": (load, "ESDLoadErased in ComfyUI (6 GB)"),
 }
 
