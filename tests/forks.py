@@ -5,6 +5,7 @@ They cannot be forks of the test's own process, whose autograd has threads of it
 
 import multiprocessing
 import os
+import traceback
 from functools import cache
 from pathlib import Path
 
@@ -15,12 +16,13 @@ from conftest import SMALL, Recorder
 from esd_core.config.settings import ErasureConfig
 from esd_core.method.shares import ALONE
 from esd_core.models.diffusers_backend import DiffusersDenoiser, load_denoiser
-from esd_core.training.plan import check
+from esd_core.training.plan import Plan
 from esd_core.training.ranks import Place, joined
 from esd_core.training.run import finish, prepare
 from esd_core.training.update import Update
 
 TESTS = Path(__file__).parent
+PLAN = Plan(*[0] * 8, checkpointing=False, micro_batch=2, keeps_bf16=False, sampling_batch=64)
 
 
 @cache
@@ -30,17 +32,15 @@ def pocket():
 
 
 def run(count, folder, work, *arguments, shards_optimizer=False):
-    """What `work(ranks, *arguments)` returns, or raises, on each of so many ranks."""
+    """What `work(ranks, *arguments)` returns on each of so many ranks."""
     folder.mkdir(parents=True)
     multiprocessing.set_forkserver_preload(["preload_pocket"])
     os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), str(TESTS.parent)])
     given = (count, folder, work, arguments, shards_optimizer)
     torch.multiprocessing.start_processes(_as_rank, given, count, start_method="forkserver")
-    answers = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(count)]
-    for answer in answers:
-        if isinstance(answer, Exception) and work is train:
-            raise answer
-    return answers
+    failed = [file.read_text() for file in sorted(folder.glob("*.txt"))]
+    assert not failed, "\n".join(failed)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(count)]
 
 
 def _as_rank(rank, count, folder, work, arguments, shards_optimizer):
@@ -52,9 +52,10 @@ def _as_rank(rank, count, folder, work, arguments, shards_optimizer):
         else:
             with joined(place, torch.device("cpu"), shards_optimizer) as ranks:
                 answer = work(ranks, *arguments)
-    except Exception as error:
-        answer = error
-    torch.save(answer, folder / f"{rank}.pt")
+        torch.save(answer, folder / f"{rank}.pt")
+    except Exception:
+        (folder / f"{rank}.txt").write_text(traceback.format_exc())
+        os._exit(0)  # leaves the others as a rank that fails does
 
 
 def train(ranks, overrides, state=None, resume=False, stops=None):
@@ -65,8 +66,7 @@ def train(ranks, overrides, state=None, resume=False, stops=None):
     config = ErasureConfig.from_mapping(SMALL).override(overrides)
     stop_at = stops[1] if stops and ranks.rank == stops[0] else None
     host = Recorder(stop_at=stop_at)
-    plan = check(pocket(), config, ranks)
-    trainer = prepare(pocket(), config, plan, state, False, ranks)
+    trainer = prepare(pocket(), config, PLAN, state, False, ranks)
     masters = [*trainer.student.masters.values()]
     for master in masters:
         master.data = master.data.double()

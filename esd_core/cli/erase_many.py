@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +70,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     models.add_arguments(parser)
     outputs.add_out(parser, "FOLDER", "Where the erasures go.")
     launch.add_arguments(parser)
-    parser.epilog = " ".join(_EXAMPLE.split())
+    parser.formatter_class = RawDescriptionHelpFormatter
+    parser.epilog = _EXAMPLE
 
 
 def run(arguments: Namespace) -> int:

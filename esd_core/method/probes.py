@@ -149,8 +149,8 @@ class Probes:
         """Compares the student of these tensors with the recorded teacher."""
         report = ProbeReport({}, {}, {}, {})
         with self._denoiser.swapped(student):
-            terms = chain(*self._probed.values())
-            left = self._everywhere(self._left, {term: term.rollout() for term in terms})
+            every = chain(*self._probed.values())
+            left = self._everywhere(self._left, {term: term.rollout() for term in every})
             drifts = self._everywhere(self._drift, {prompts: prompts for prompts in self._watched})
         for line, terms in self._probed.items():
             worst = max((*left[term], term.student) for term in terms)

@@ -41,7 +41,7 @@ class Samples:
 
     def split(self, size: int) -> list[Samples]:
         """Parts of at most `size` samples; none where there are no samples."""
-        return [self.select(rows) for rows in torch.arange(len(self)).split(size)]
+        return [self.select(rows) for rows in torch.arange(len(self)).split(size) if len(rows)]
 
     def share(self, ranks: Alone) -> Samples:
         """Those that a rank trains on, of a batch for all."""

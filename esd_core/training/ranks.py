@@ -1,9 +1,9 @@
 """Ranks: several processes, with a device each, that train one student together.
 
 Every rank has the whole state of the run but works on its share: some of a round's trajectories and
-some rows of each batch. Samples are gathered and gradients summed, so that all take the same step,
-with the same bits, that one process would take. Noise and order are drawn for the whole run on
-every rank.
+some rows of each batch. Noise and order are drawn for the whole run on every rank, samples are
+gathered and gradients summed: so all take the same step, to the last bit, and it is the step that
+one process would take, but for rounding.
 
 This is all of torch.distributed that there is here; a run of one process comes by none of it.
 """

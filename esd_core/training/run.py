@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.settings import ErasureConfig
+from ..errors import ESDError
 from ..files.apply import fingerprint
 from ..files.erasure import Erasure
 from ..files.metadata import preserved
@@ -80,6 +81,11 @@ def prepare(
     own_state, state = None, None
     if state_file:
         own_state = StateFile(state_file, config.flat(), fingerprint(denoiser.parameters()))
+        if any(other != own_state for other in ranks.gather(own_state)):
+            raise ESDError(
+                "the processes of this run differ in their settings or models: start all by the "
+                "same command, with the same files on every machine"
+            )
         # The first rank's: on another machine there may be no such file.
         state = ranks.of_first(own_state.read() if resume and ranks.is_first else None)
     trainer = Trainer(

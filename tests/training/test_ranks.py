@@ -15,16 +15,11 @@ from esd_core.cli.launch import place
 from esd_core.method.samples import Placed, Samples
 from esd_core.method.shares import ALONE, Alone
 
+AUTO = {"contexts": ["auto"], "trajectory.count": 3, "training.batch_size": 3}
 RUNS = {
-    "plain": ({}, False),
-    "contexts, of which some ranks have none": (
-        {"contexts": ["auto"], "trajectory.count": 3, "training.batch_size": 3},
-        False,
-    ),
-    "on policy, and sharded": (
-        {"trajectory.source": "student", "training.optimizer": "adamw", "training.steps": 4},
-        True,
-    ),
+    "plain": ({}, False, 2),
+    "contexts, and a rank without a share": (AUTO, False, 4),
+    "on policy, and sharded": ({"trajectory.source": "student", "training.steps": 4}, True, 2),
 }
 
 
@@ -36,34 +31,38 @@ def difference(one, other):
     return norm({name: c.double() - other[name] for name, c in one.items()}) / norm(other)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    (alone,) = forks.run(1, tmp_path_factory.mktemp("whole") / "1", forks.train, {})
+    return alone
+
+
 @pytest.mark.parametrize("run", RUNS)
-def test_ranks_make_the_erasure_that_one_makes(tmp_path, run):
-    overrides, shards = RUNS[run]
-    (alone,) = forks.run(1, tmp_path / "1", forks.train, overrides)
-    for count in (2, 4):
-        folder = tmp_path / str(count)
-        ranks = forks.run(count, folder, forks.train, overrides, shards_optimizer=shards)
-        for rank in ranks:
-            assert all(c.equal(ranks[0]["change"][name]) for name, c in rank["change"].items())
-            assert rank["losses"] == ranks[0]["losses"] and rank["probes"] == ranks[0]["probes"]
-            assert rank["evaluations"] == alone["evaluations"]
-            assert rank["samples"]["condition"].equal(alone["samples"]["condition"])
-            torch.testing.assert_close(rank["samples"]["x"], alone["samples"]["x"])
-        assert difference(ranks[0]["change"], alone["change"]) < 1e-5
-        assert ranks[0]["losses"] == pytest.approx(alone["losses"], rel=1e-5)
-        assert ranks[0]["probes"]["share"] == pytest.approx(alone["probes"]["share"], abs=1e-5)
+def test_ranks_make_the_erasure_that_one_makes(tmp_path, whole, run):
+    overrides, shards, count = RUNS[run]
+    (alone,) = forks.run(1, tmp_path / "1", forks.train, overrides) if overrides else (whole,)
+    ranks = forks.run(count, tmp_path / "n", forks.train, overrides, shards_optimizer=shards)
+    for rank in ranks:
+        assert all(c.equal(ranks[0]["change"][name]) for name, c in rank["change"].items())
+        assert rank["losses"] == ranks[0]["losses"] and rank["probes"] == ranks[0]["probes"]
+        assert rank["evaluations"] == alone["evaluations"]
+        assert rank["samples"]["condition"].equal(alone["samples"]["condition"])
+        torch.testing.assert_close(rank["samples"]["x"], alone["samples"]["x"])
+    assert difference(ranks[0]["change"], alone["change"]) < 1e-5
+    assert ranks[0]["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+    assert ranks[0]["probes"]["share"] == pytest.approx(alone["probes"]["share"], abs=1e-5)
 
 
-@pytest.mark.parametrize(("first", "then", "shards"), [(2, 4, True), (4, 1, False), (1, 2, False)])
-def test_a_run_goes_on_with_another_number_of_ranks(tmp_path, first, then, shards):
-    """One rank is asked to stop: all do, and the first alone saves, once."""
-    (whole,) = forks.run(1, tmp_path / "whole", forks.train, {})
-    state = tmp_path / "state.safetensors"
-    given = ({}, state, False, (first - 1, 2))
-    stopped = forks.run(first, tmp_path / "a", forks.train, *given, shards_optimizer=shards)
+@pytest.mark.parametrize(("first", "then", "shards"), [(2, 4, True), (2, 1, False)])
+def test_a_run_goes_on_with_another_number_of_ranks(tmp_path, whole, first, then, shards):
+    """The last rank is asked to stop: all do, and the first alone saves, once."""
+    state, stops = tmp_path / "state.safetensors", (first - 1, 2)
+    given = (forks.train, {}, state, False, stops)
+    stopped = forks.run(first, tmp_path / "a", *given, shards_optimizer=shards)
     assert [rank["ending"] for rank in stopped] == [("stopped", 2)] * first
     assert [rank["saves"] for rank in stopped] == [[2], *[[]] * (first - 1)]
-    ranks = forks.run(then, tmp_path / "b", forks.train, {}, state, True, shards_optimizer=shards)
+    given = (forks.train, {}, state, True)
+    ranks = forks.run(then, tmp_path / "b", *given, shards_optimizer=shards and then > 1)
     assert all(rank["ending"] == ("done", 5) for rank in ranks)
     assert difference(ranks[0]["change"], whole["change"]) < 1e-5
 
