@@ -74,5 +74,9 @@ class Alone:
         state: dict[int, Any] = optimizer.state_dict()["state"]
         return state
 
+    def load_state(self, optimizer: Optimizer, state: dict[int, Any]) -> None:
+        """Takes up what `state_of` gave on the first rank."""
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
 
 ALONE = Alone()

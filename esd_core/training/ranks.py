@@ -131,6 +131,16 @@ class Together(Alone):
                 return {}
         return super().state_of(optimizer)
 
+    def load_state(self, optimizer: Optimizer, state: dict[int, Any]) -> None:
+        if not isinstance(optimizer, ZeroRedundancyOptimizer):
+            return super().load_state(optimizer, state)
+        # By the optimizer of this rank's own masters: its own way leaves Adam's steps on the CPU.
+        masters = optimizer.param_groups[0]["params"]
+        numbers = {master: number for number, master in enumerate(masters)}
+        own = [numbers[master] for master in optimizer.optim.param_groups[0]["params"]]
+        kept = {place: state[number] for place, number in enumerate(own) if number in state}
+        super().load_state(optimizer.optim, kept)
+
     def queue(self, length: int) -> Iterator[int]:
         while (number := int(self._store.add("queue", 1)) - 1) < length:
             yield number

@@ -91,5 +91,5 @@ class Update:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """ValueError or KeyError when the state is of other masters."""
         entries = {int(index): dict(entry) for index, entry in state["optimizer"].items()}
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
+        self._ranks.load_state(self.optimizer, entries)
         self.scaler.load_state_dict(state["scaler"])
