@@ -57,7 +57,7 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, capsys: pytest.CaptureFi
     ("before", "after", "told"),
     [
         ("[[erase]]", "[[runs]]", "lists no run: write a table [[erase]]"),
-        ('"drifts"', '"../a"', "run 1 needs a `name`"),
+        ('"drifts"', '"../a"', "run 1 needs a name of letters"),
         ('"drifts"', '"Van-Gogh"', "two runs are named van-gogh"),
         ("max_drift", "max_drft", "drifts: unknown setting"),
         ("steps = 3", 'precision = "fp16"', "one for all"),
