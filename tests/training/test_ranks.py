@@ -92,6 +92,14 @@ class Running:
                 command(*words), stdout=log, stderr=log, env=world, cwd=folder
             )
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.terminate()  # which ends its ranks too
+            self.process.wait()
+
     def wait_for(self, path):
         while not path.exists():
             assert self.process.poll() is None, self.said()
@@ -124,21 +132,21 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 def test_a_killed_rank_ends_the_others_and_the_run_goes_on(tmp_path):
     """Then Ctrl-C, in the terminal of the run that goes on, saves it once more."""
     out, state = tmp_path / "a.safetensors", tmp_path / "a.state.safetensors"
-    run = Running(tmp_path, erasing(out, "--steps", "9999", "--gpus", "2"))
-    run.wait_for(state)
-    os.kill(run.rank(1), signal.SIGKILL)
-    assert run.ends_within(30) == 2
+    words = erasing(out, "--steps", "9999", "--gpus", "2")
+    with Running(tmp_path, words) as run:
+        run.wait_for(state)
+        os.kill(run.rank(1), signal.SIGKILL)
+        assert run.ends_within(30) == 2
     (sentence,) = run.said()
     assert "another rank of this run has ended" in sentence and "--resume" in sentence
     before = state.stat().st_mtime_ns
-    run = Running(tmp_path, erasing(out, "--steps", "9999", "--gpus", "2", "--resume"))
-    while state.stat().st_mtime_ns == before:
-        assert run.process.poll() is None, run.said()
-        time.sleep(0.1)
-    run.process.send_signal(signal.SIGINT)
-    assert run.ends_within(60) == 130
-    text = run.log.read_text()
-    assert text.count("stopped; the state of step") == 1 and not run.said()
+    with Running(tmp_path, (*words, "--resume")) as run:
+        while state.stat().st_mtime_ns == before:
+            assert run.process.poll() is None, run.said()
+            time.sleep(0.1)
+        run.process.send_signal(signal.SIGINT)
+        assert run.ends_within(60) == 130
+    assert run.log.read_text().count("stopped; the state of step") == 1 and not run.said()
     assert not out.exists()
 
 
