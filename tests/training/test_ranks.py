@@ -14,6 +14,7 @@ import torch
 from esd_core.cli.launch import place
 from esd_core.method.samples import Placed, Samples
 from esd_core.method.shares import ALONE, Alone
+from esd_core.training.plan import Planner
 
 AUTO = {"contexts": ["auto"], "trajectory.count": 3, "training.batch_size": 3}
 RUNS = {
@@ -160,6 +161,18 @@ def test_shares_are_of_all_and_even():
     shares = [rank.share(range(10)) for rank in ranks]
     assert sorted(sum(map(list, shares), [])) == [*range(10)]
     assert max(map(len, shares)) == 4 == ranks[0].most(10) and ALONE.most(10) == 10
+
+
+def test_the_plan_is_of_a_ranks_share(denoiser, settings):
+    two = Alone()
+    two.count = two.neighbours = 2
+    two.shards_optimizer = True
+    one, share = (Planner(denoiser, settings(), ranks).plan(settings()) for ranks in (ALONE, two))
+    assert share.micro_batch == one.micro_batch / 2 == 2
+    assert share.sampling_batch == one.sampling_batch / 2
+    assert share.optimizer == one.optimizer / 2 and share.masters == one.masters
+    assert share.activations < one.activations and share.needed < one.needed
+    assert share.free < 0.6 * one.free
 
 
 def test_samples_of_ranks_come_into_the_order_of_one():
