@@ -36,7 +36,7 @@ lint: $(INSTALLED)
 	@mkdir -p build && ln -sfn .. build/esd_pack
 	MYPYPATH=build $(VENV)/bin/mypy --package esd_pack.nodes
 
-# A figure beside its rival's: make bench NAME=samples|erase|memory|step|concepts|batching|load, or all.
+# A figure beside its rival's: make bench NAME=samples|erase|memory|step|concepts|batching|ranks|load, or all.
 # JSON=FILE keeps the figures, PAIRS=N sets how often each side runs.
 # NAME=efficacy|probes|rivals|attack make tables of what is erased: all leaves them out, since they take an
 # hour or more. JSON=FILE keeps their runs, and goes on from them; PAIRS=N seeds, but for attack, which has one;

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from ..method.shares import ALONE, Alone
+
 if TYPE_CHECKING:
     from ..images.render import OnProgress
 
@@ -38,7 +40,7 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
-def progress_bar(total: int, unit: str) -> tqdm:
+def progress_bar(total: int, unit: str, is_shown: bool = True) -> tqdm:
     """A bar on stderr, drawn every 15 seconds only where that is not a terminal."""
     interval = 0.1 if sys.stderr.isatty() else 15.0
     return tqdm(
@@ -49,6 +51,7 @@ def progress_bar(total: int, unit: str) -> tqdm:
         maxinterval=interval,
         smoothing=0,  # a round of sampling comes between steps: only the mean tells the time left
         dynamic_ncols=True,
+        disable=not is_shown,
     )
 
 
@@ -62,8 +65,8 @@ def pictures(total: int) -> Iterator[OnProgress]:
 class StopRequest:
     """Ctrl-C as a request to stop at the next good moment; the second one interrupts at once."""
 
-    def __init__(self) -> None:
-        self._asked = False
+    def __init__(self, ranks: Alone = ALONE) -> None:
+        self._asked, self._ranks = False, ranks
 
     def should_stop(self) -> bool:
         return self._asked
@@ -73,6 +76,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         self._before = signal.signal(signal.SIGINT, self._on_signal)
+        if self._ranks.count > 1:  # so a launcher ends ranks, also those that are saving just then
+            signal.signal(signal.SIGTERM, self._on_end)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -82,9 +87,14 @@ class StopRequest:
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
+        if not self._ranks.is_first:
+            return
         # Not through sys.stderr, which may be in the middle of a write.
         with suppress(OSError):
             os.write(_STDERR, b"\nstopping after this step; Ctrl-C again stops at once, unsaved\n")
+
+    def _on_end(self, _number: int, _frame: FrameType | None) -> None:
+        self._asked = True
 
 
 def hush() -> None:

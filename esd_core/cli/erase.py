@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 from ..config.mappings import override
 from ..config.presets import load_preset, load_settings, preset_names
 from ..config.settings import ErasureConfig
-from ..errors import FileError
+from ..errors import ESDError, FileError
 from ..files import history
+from ..method.shares import Alone
 from ..models.architectures import SDXL, Architecture
 from ..training.collapse import collapse
 from ..training.endings import ENDINGS
+from . import launch, outputs
 from . import model as models
-from . import outputs
 from .console import StopRequest, note
 from .events import TerminalEvents
 from .flags import CONFIG, add_flags, by_flag, given
@@ -46,6 +47,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="Go on with the stopped run of the same --out."
     )
+    launch.add_arguments(parser)
+    parser.add_argument(
+        "--shard-optimizer",
+        action="store_true",
+        help="On several GPUs, keep a part of the optimizer's state on each, for methods that "
+        "train many weights; the run is then saved by --save-every and Ctrl-C, and not on errors.",
+    )
     add_settings(parser)
 
 
@@ -66,13 +74,28 @@ def add_settings(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
+    """Alone, or as one of several ranks, of which the first reads and writes the files."""
+    code = launch.started(arguments)
+    if code is not None:
+        return code
+    with launch.ranks_of(arguments, arguments.shard_optimizer) as ranks:
+        return _run(arguments, ranks)
+
+
+def _run(arguments: Namespace, ranks: Alone) -> int:
     """Checks all that can be checked without the model, then loads it and trains."""
+    from ..training.checkpoint import state_path
+
     asked = asked_settings(arguments)
-    inputs = [arguments.model] if Path(arguments.model).is_file() else []
-    outputs.check_outputs([arguments.out, arguments.report], inputs, arguments.force)
-    state_file = _state_file(arguments)
+    state_file = state_path(arguments.out)
+    if ranks.is_first:
+        inputs = [arguments.model] if Path(arguments.model).is_file() else []
+        outputs.check_outputs([arguments.out, arguments.report], inputs, arguments.force)
+        _check_state(arguments, state_file)
     denoiser, config = load_model(arguments, asked)
-    trainer, result = _train(arguments, denoiser, config, state_file)
+    trainer, result = _train(arguments, denoiser, config, state_file, ranks)
+    if not ranks.is_first:
+        return 130 if result.outcome.ending == "stopped" else 0
     if result.outcome.ending == "stopped":
         _remember(arguments, config, result.outcome, state_file)
         _tell_how_to_resume(arguments, state_file, result.outcome.step)
@@ -114,11 +137,8 @@ def resolve_config(asked: Mapping[str, Any], architecture: Architecture | None) 
     return ErasureConfig.from_mapping(override(load_preset(preset), asked))
 
 
-def _state_file(arguments: Namespace) -> Path:
-    """The path of the state; FileError if one would be lost, or is missing for --resume."""
-    from ..training.checkpoint import state_path
-
-    path = state_path(arguments.out)
+def _check_state(arguments: Namespace, path: Path) -> None:
+    """FileError if a state would be lost, or is missing for --resume."""
     outputs.check_writable(path)
     if arguments.resume and not path.is_file():
         raise FileError(f"there is no stopped run at {path} to go on with: leave --resume out")
@@ -126,33 +146,44 @@ def _state_file(arguments: Namespace) -> Path:
         raise FileError(
             f"{path} holds a stopped run: add --resume to go on with it, or --force to start anew"
         )
-    return path
 
 
 def _train(
-    arguments: Namespace, denoiser: DiffusersDenoiser, config: ErasureConfig, state_file: Path
+    arguments: Namespace,
+    denoiser: DiffusersDenoiser,
+    config: ErasureConfig,
+    state_file: Path,
+    ranks: Alone,
 ) -> tuple[Trainer, Result]:
     from ..files.cover import covered
     from ..storage.dtypes import PRECISIONS
     from ..training.plan import check
     from ..training.run import finish, prepare
 
-    events = TerminalEvents(denoiser, config, arguments.out)
+    events = TerminalEvents(denoiser, config, arguments.out, ranks.is_first)
     try:
-        with models.memory_told(), events.bar, StopRequest() as control:
-            note("planning what the run needs of memory")
-            plan = check(denoiser, config, partial(_end_planning, control))
-            note(str(plan))
-            trainer = prepare(denoiser, config, plan, state_file, arguments.resume)
+        with models.memory_told(), events.bar, StopRequest(ranks) as control:
+            if ranks.is_first:
+                note("planning what the run needs of memory")
+            plan = check(denoiser, config, partial(_end_planning, control), ranks)
+            if ranks.is_first:
+                note(str(plan))
+            trainer = prepare(denoiser, config, plan, state_file, arguments.resume, ranks)
             values = sum(master.numel() for master in trainer.student.masters.values())
             itemsize = PRECISIONS[config.training.save_dtype].itemsize
-            outputs.check_room(arguments.out, values * itemsize)
+            if ranks.is_first:
+                outputs.check_room(arguments.out, values * itemsize)
             result = finish(trainer, _outcome(arguments, trainer, events, control))
             return trainer, replace(result, erasure=covered(result.erasure, events.cover))
     except KeyboardInterrupt:
         if events.saved:
             _tell_how_to_resume(arguments, state_file, events.saved)
         raise
+    except ESDError as error:
+        if ranks.count == 1 or not events.saved:
+            raise
+        state = f"the state of step {events.saved} is in {state_file}"
+        raise type(error)(f"{error}; {state}: repeat the command with --resume") from error
 
 
 def _end_planning(control: StopRequest, _: str) -> None:

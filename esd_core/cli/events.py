@@ -24,8 +24,11 @@ _PREVIEW_STEPS = 20
 class TerminalEvents:
     """Shows the run on the terminal; previews become pictures beside the erasure."""
 
-    def __init__(self, denoiser: DiffusersDenoiser, config: ErasureConfig, out: Path) -> None:
-        self.bar = progress_bar(config.training.steps, "steps")
+    def __init__(
+        self, denoiser: DiffusersDenoiser, config: ErasureConfig, out: Path, is_shown: bool = True
+    ) -> None:
+        """is_shown: whether there is a bar, which one of several runs or ranks would disturb."""
+        self.bar = progress_bar(config.training.steps, "steps", is_shown)
         self.saved = 0
         self.cover: Image | None = None
         """The first concept's last picture."""

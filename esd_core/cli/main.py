@@ -17,13 +17,14 @@ from difflib import get_close_matches
 from typing import NoReturn
 
 from ..errors import ConfigError, ESDError
-from . import compare, demo, erase, evaluate, export, history, inspect, plan
+from . import compare, demo, erase, erase_many, evaluate, export, history, inspect, plan
 from .console import printable
 from .flags import by_flag
 
 FAILED, INTERRUPTED = 2, 130
 COMMANDS = {
     "erase": (erase, "Erase concepts from a model, into a small file."),
+    "erase-many": (erase_many, "Erase a list of concepts, each into a file of its own."),
     "plan": (plan, "Say what an erasure would need of memory, and whether it is there."),
     "compare": (compare, "Draw pictures with and without erasures, side by side."),
     "evaluate": (evaluate, "Measure on the embedded model what was erased and what survived."),

@@ -29,7 +29,7 @@ class Key:
     METHOD = "esd.method"
     CONTEXTS, PRESERVED = "esd.contexts", "esd.preserved"
     STEPS = "esd.steps"
-    CONFIG = "esd.config"
+    CONFIG, DIGEST = "esd.config", "esd.config_digest"
     ARCHITECTURE = "esd.base_architecture"
     FINGERPRINT = "esd.base_fingerprint"
     PROBES = "esd.probes"
@@ -74,7 +74,7 @@ def describe(
         "esd.negative_guidance_convention": CONVENTION,
         Key.STEPS: str(steps),
         Key.CONFIG: config.to_toml(),
-        "esd.config_digest": config.digest(),
+        Key.DIGEST: config.digest(),
         Key.ARCHITECTURE: architecture.name,
         Key.PROBES: json.dumps(probes, sort_keys=True),
         "modelspec.sai_model_spec": "1.0.0",

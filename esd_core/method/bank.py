@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -19,14 +20,17 @@ from ..config.settings import TrajectoryConfig
 from ..errors import ConfigError
 from ..models.denoiser import Conditioning, Denoiser, Schedule
 from .objective import Weigh
-from .samples import Samples
+from .samples import Placed, Samples
 from .sampling import predict_together, sample, unit_noise
+from .shares import ALONE, Alone
 from .terms import RoundTerms, Term, TermSource, prompts_of
 
 _ENCODED = 64
 """Prompts that go through the text encoders together."""
 _BESIDE = 2 / 3
 """Share of what preserves, beside trajectories of its own, that has a prompt for every state."""
+_ROWS = 2**20
+"""More than a round has trajectories."""
 
 
 @dataclass
@@ -34,9 +38,20 @@ class _Found:
     """Samples of a round, a part a step: of what was followed, of what was predicted beside it, and
     of the empty prompt and anchors, which come free."""
 
-    followed: list[Samples] = field(default_factory=list)
-    beside: list[Samples] = field(default_factory=list)
-    free: list[Samples] = field(default_factory=list)
+    followed: list[Placed] = field(default_factory=list)
+    beside: list[Placed] = field(default_factory=list)
+    free: list[Placed] = field(default_factory=list)
+    evaluations: int = 0
+
+    @staticmethod
+    def sum(parts: Sequence[_Found]) -> _Found:
+        whole = _Found()
+        for part in parts:
+            whole.followed += part.followed
+            whole.beside += part.beside
+            whole.free += part.free
+            whole.evaluations += part.evaluations
+        return whole
 
 
 class Bank:
@@ -56,6 +71,7 @@ class Bank:
         size: tuple[int, int],
         sampling_batch: int | None = None,
         weigh: Weigh | None = None,
+        ranks: Alone = ALONE,
     ) -> None:
         """
         Args:
@@ -64,12 +80,13 @@ class Bank:
                 model's own output.
             sampling_batch: how many evaluations go through the network together; None for all of
                 a step.
+            ranks: who samples a round's trajectories, each its share.
 
         Raises:
             ConfigError: the text encoder sees nothing in a concept.
         """
         self.denoiser, self.trajectory, self._size = denoiser, trajectory, size
-        self._source, self._sampling_batch = source, sampling_batch
+        self._source, self._sampling_batch, self._ranks = source, sampling_batch, ranks
         self._weigh = weigh or denoiser.prediction.loss_weight
         empty = [term for term in source.terms if term.concept is None and not term.student]
         self._empty = empty[0] if empty else None
@@ -119,30 +136,43 @@ class Bank:
             student: its tensors, when trajectories are sampled on policy.
         """
         terms = self.terms_of(index)
-        found = self._rollout_all(terms, noise, student)
-        followed = Samples.cat(found.followed)
+        found = _Found.sum(self._ranks.gather(self._rollout_all(terms, noise, student)))
+        self.evaluations += found.evaluations
+        followed = Placed.in_order(found.followed)
         lacking = (1 + self.preserving) * followed.erasing - len(followed)
         parts = [followed]
         if found.beside:
-            beside = Samples.cat(found.beside)
+            beside = Placed.in_order(found.beside)
             share = min(round(_BESIDE * lacking) if found.free else lacking, len(beside))
             parts.append(beside.subsample(share, noise))
             lacking -= share
         if found.free:
-            parts.append(Samples.cat(found.free).subsample(lacking, noise))
+            parts.append(Placed.in_order(found.free).subsample(lacking, noise))
         return Samples.cat(parts)
 
     def _rollout_all(
         self, terms: RoundTerms, noise: torch.Generator, student: Mapping[str, Tensor] | None
     ) -> _Found:
-        """Terms that need as many predictions a step are followed side by side."""
+        """This rank's share of the trajectories, from the noise that is drawn for all.
+
+        Terms that need as many predictions a step are followed side by side.
+        """
         starts = self._starts(len(terms.followed), noise)
         schedule = self.denoiser.schedule(self.trajectory.steps)
-        beside, found = list(terms.beside), _Found()
-        for width in sorted({len(term.rollout()) for term in terms.followed}, reverse=True):
-            rows = [i for i, term in enumerate(terms.followed) if len(term.rollout()) == width]
-            followed = [terms.followed[i] for i in rows]
-            self._rollout(followed, starts[rows], schedule, found, student, beside)
+        beside, found = terms.beside, _Found()
+        widths = [len(term.rollout()) for term in terms.followed]
+        order = sorted(range(len(widths)), key=lambda row: -widths[row])
+        own = self._ranks.share(order)
+        for width in sorted({*widths}, reverse=True):
+            rows = [row for row in order if widths[row] == width]
+            erasing = [row for row in rows if terms.followed[row].concept is not None]
+            states = len(erasing) * self.trajectory.steps
+            paired = {row: beside[i : states : len(erasing)] for i, row in enumerate(erasing)}
+            beside = beside[states:]
+            rows = [row for row in rows if row in own]
+            if rows:
+                followed = [terms.followed[row] for row in rows]
+                self._rollout(followed, starts[rows], schedule, found, student, rows, paired)
         return found
 
     def _starts(self, count: int, noise: torch.Generator) -> Tensor:
@@ -156,45 +186,64 @@ class Bank:
         schedule: Schedule,
         found: _Found,
         student: Mapping[str, Tensor] | None = None,
-        beside: list[Term] | None = None,
+        rows: Sequence[int] = (),
+        paired: Mapping[int, Sequence[Term]] | None = None,
     ) -> None:
         """Adds to `found` what trajectories show that need as many predictions a step.
 
-        beside: preserving terms, of which every state of a trajectory that erases takes one.
+        Args:
+            rows: which of the round's trajectories these are.
+            paired: by row, preserving terms, of which every state of the trajectory takes one; not
+                for the last rows, where they have run out.
         """
         asked = zip(*(term.rollout() for term in terms), strict=True)
         columns = [self._conditions(prompts) for prompts in asked]
         erasing = sum(term.concept is not None for term in terms)
+        places = torch.tensor(rows or range(len(terms))) - len(columns) * _ROWS**2
+        steps = count()
 
         def on_step(x: Tensor, sigma: float, predictions: Sequence[Tensor]) -> None:
+            step = next(steps)
+            here = places + 2 * step * _ROWS
             with self._teacher(student):
-                teacher = self._predict(x, sigma, columns) if student else predictions
-                self.evaluations += len(x) * len(predictions)
-                found.followed.append(self._samples(terms, x, sigma, teacher))
-                found.free += self._free(terms, x, sigma, teacher)
-                if beside and erasing:
-                    fresh, beside[:] = beside[:erasing], beside[erasing:]
+                teacher = self._predict(x, sigma, columns, found) if student else predictions
+                found.evaluations += len(x) * len(predictions)
+                found.followed.append(Placed(here, self._samples(terms, x, sigma, teacher)))
+                found.free += self._free(terms, x, sigma, teacher, here)
+                asked = [paired[row][step : step + 1] for row in rows[:erasing]] if paired else []
+                fresh = [term for of_row in asked for term in of_row]
+                if fresh:
+                    seen = x[: len(fresh)]
                     own = self._conditions([term.student for term in fresh])
-                    seen = self._predict(x[:erasing], sigma, [own])
-                    found.beside.append(self._samples(fresh, x[:erasing], sigma, seen))
+                    predicted = self._predict(seen, sigma, [own], found)
+                    samples = self._samples(fresh, seen, sigma, predicted)
+                    found.beside.append(Placed(here[: len(fresh)], samples))
 
         with self.denoiser.swapped(student) if student else nullcontext():
             followed = columns[:2] if student else columns
             guidance, together = self.trajectory.guidance, self._sampling_batch
             sample(self.denoiser, noise, followed, schedule, guidance, on_step, together)
 
-    def _predict(self, x: Tensor, sigma: float, columns: Sequence[Conditioning]) -> list[Tensor]:
+    def _predict(
+        self, x: Tensor, sigma: float, columns: Sequence[Conditioning], found: _Found
+    ) -> list[Tensor]:
         """As `predict_together`, and counted."""
-        self.evaluations += len(x) * len(columns)
+        found.evaluations += len(x) * len(columns)
         return predict_together(self.denoiser, x, sigma, columns, self._sampling_batch)
 
     def _free(
-        self, terms: Sequence[Term], x: Tensor, sigma: float, predictions: Sequence[Tensor]
-    ) -> list[Samples]:
+        self,
+        terms: Sequence[Term],
+        x: Tensor,
+        sigma: float,
+        predictions: Sequence[Tensor],
+        places: Tensor,
+    ) -> list[Placed]:
         """Preserving samples of prompts that are predicted along the way anyhow."""
         if not self._empty:
             return []
-        empty = self._samples([self._empty] * len(terms), x, sigma, [predictions[1]])
+        of_empty = self._samples([self._empty] * len(terms), x, sigma, [predictions[1]])
+        empty = Placed(places + _ROWS, of_empty)
         if not self._source.preserves_anchors:
             return [empty]
         rows = [i for i, t in enumerate(terms) if t.concept is not None and t.anchor != t.student]
@@ -204,7 +253,8 @@ class Bank:
         weight = self._empty.weight
         anchors = [Term(terms[i].anchor, terms[i].anchor, weight=weight) for i in rows]
         own = [predictions[terms[i].rollout().index(terms[i].anchor)][i] for i in rows]
-        return [self._samples(anchors, x[rows], sigma, [torch.stack(own)]), empty]
+        of_anchors = self._samples(anchors, x[rows], sigma, [torch.stack(own)])
+        return [Placed(places[rows], of_anchors), empty]
 
     def _conditions(self, prompts: Sequence[str]) -> Conditioning:
         return self.rows(torch.tensor([self._places[prompt] for prompt in prompts]))

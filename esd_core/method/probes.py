@@ -6,10 +6,10 @@ never sees.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from einops import repeat
@@ -18,11 +18,15 @@ from torch import Tensor
 from ..config.settings import ErasureConfig
 from ..models.denoiser import Conditioning, Denoiser
 from .sampling import sample, unit_noise
+from .shares import ALONE, Alone
 from .terms import Term, preserving
 
 TRAJECTORIES, STEPS = 2, 8
 CONTROL_PROMPTS = ("a photo of a dog", "a portrait of a woman", "a city street at night")
 """Prompts that an erasure should leave alone, watched but not trained on."""
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 _PROBE_SEED = 0x5EED
 _TELLING = 0.1
@@ -87,22 +91,25 @@ class Probes:
         probed: Mapping[str, Sequence[Term]],
         config: ErasureConfig,
         sampling_batch: int | None = None,
+        ranks: Alone = ALONE,
     ) -> None:
         """
         Args:
             probed: by line, the terms whose worst is its share.
             config: trajectories have no more steps than its own, so that probing stays cheap.
             sampling_batch: how many evaluations go through the network together.
+            ranks: who keeps the states and measures there, each its share.
         """
         self._denoiser, self._config, self._sampling_batch = denoiser, config, sampling_batch
+        self._ranks = ranks
         watched = watched_rollouts(config)
         self._states: dict[tuple[str, ...], _States] = {}
         rollouts = [term.rollout() for term in chain(*probed.values())]
-        asked = dict.fromkeys([*rollouts, *watched])
+        asked = ranks.share([*dict.fromkeys([*rollouts, *watched])])
         for width in sorted({len(prompts) for prompts in asked}):  # those are followed side by side
             self._record([prompts for prompts in asked if len(prompts) == width])
-        self._watched = {prompts[0]: self._states[prompts] for prompts in watched}
-        self._probed = {line: self._telling(terms) for line, terms in probed.items()}
+        self._watched = watched
+        self._probed = self._telling(probed)
 
     def _record(self, asked: Sequence[tuple[str, ...]]) -> None:
         """States of trajectories that all start from the same noise.
@@ -146,28 +153,46 @@ class Probes:
 
     @property
     def rows(self) -> int:
-        """Evaluations that a measurement takes."""
-        told = (self._states[term.rollout()] for term in chain(*self._probed.values()))
-        return sum(len(states.x) for states in chain(told, self._watched.values()))
+        """Evaluations that a measurement takes here."""
+        asked = chain((term.rollout() for term in chain(*self._probed.values())), self._watched)
+        return sum(len(self._states[prompts].x) for prompts in asked if prompts in self._states)
 
     @torch.no_grad()
     def measure(self, student: Mapping[str, Tensor]) -> ProbeReport:
         """Compares the student of these tensors with the recorded teacher."""
         report = ProbeReport({}, {}, {}, {})
         with self._denoiser.swapped(student):
-            for line, terms in self._probed.items():
-                worst = max((*self._left(term), term.student) for term in terms)
-                report.share[line], report.distance[line], report.prompt[line] = worst
-                report.reach[line] = max(map(self._reach, terms))
-            for prompt, states in self._watched.items():
-                own = states.predicted[prompt]
-                report.drift[prompt] = float((self._predict(states) - own).norm() / own.norm())
+            every = {term: term.rollout() for term in chain(*self._probed.values())}
+            left = self._everywhere(self._left, every)
+            reaches = self._everywhere(self._reach, every)
+            drifts = self._everywhere(self._drift, {prompts: prompts for prompts in self._watched})
+        for line, terms in self._probed.items():
+            worst = max((*left[term], term.student) for term in terms)
+            report.share[line], report.distance[line], report.prompt[line] = worst
+            report.reach[line] = max(reaches[term] for term in terms)
+        report.drift.update({prompts[0]: drift for prompts, drift in drifts.items()})
         return report
 
-    def _telling(self, terms: Sequence[Term]) -> list[Term]:
+    def _everywhere(
+        self, measure: Callable[[K], V], what: Mapping[K, tuple[str, ...]]
+    ) -> dict[K, V]:
+        """What ranks measure together, each where it has the states; what: with whose those are."""
+        here = {key: measure(key) for key, asked in what.items() if asked in self._states}
+        found = dict(chain(*(part.items() for part in self._ranks.gather(here))))
+        return {key: found[key] for key in what}
+
+    def _telling(self, probed: Mapping[str, Sequence[Term]]) -> dict[str, list[Term]]:
         """Those in which the concept moves the teacher: a style named as an object may not."""
-        moved = [float(self._direction(term).norm()) for term in terms]
-        return [t for t, norm in zip(terms, moved, strict=True) if norm >= _TELLING * max(moved)]
+        every = chain(*probed.values())
+        moved = self._everywhere(self._moved, {term: term.rollout() for term in every})
+        most = {line: max(moved[term] for term in terms) for line, terms in probed.items()}
+        return {
+            line: [term for term in terms if moved[term] >= _TELLING * most[line]]
+            for line, terms in probed.items()
+        }
+
+    def _moved(self, term: Term) -> float:
+        return float(self._direction(term).norm())
 
     def _direction(self, term: Term) -> Tensor:
         predicted = self._states[term.rollout()].predicted
@@ -184,6 +209,11 @@ class Probes:
         taken = (states.predicted[term.student] - predicted) * direction
         share = 1 - float(taken.sum() / direction.square().sum())
         return share, float((predicted - states.predicted[term.base]).norm() / direction.norm())
+
+    def _drift(self, prompts: tuple[str, ...]) -> float:
+        states = self._states[prompts]
+        own = states.predicted[prompts[0]]
+        return float((self._predict(states) - own).norm() / own.norm())
 
     def _predict(self, states: _States) -> Tensor:
         """The student's direction at all states, on the CPU, in batches no larger than the

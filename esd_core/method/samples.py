@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from .shares import Alone
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -38,8 +40,12 @@ class Samples:
         return Samples(**chosen, erasing=int((rows < self.erasing).sum()))
 
     def split(self, size: int) -> list[Samples]:
-        """Parts of at most `size` samples."""
-        return [self.select(rows) for rows in torch.arange(len(self)).split(size)]
+        """Parts of at most `size` samples; none where there are no samples."""
+        return [self.select(rows) for rows in torch.arange(len(self)).split(size) if len(rows)]
+
+    def share(self, ranks: Alone) -> Samples:
+        """Those that a rank trains on, of a batch for all."""
+        return self.select(torch.arange(len(self))[ranks.rank :: ranks.count])
 
     def subsample(self, count: int, generator: torch.Generator) -> Samples:
         """As many of them, at random; of samples that all preserve."""
@@ -91,3 +97,26 @@ class Samples:
 def preserved_part(batch_size: int, preserving: int) -> int:
     """How many samples of a batch preserve, with so many for every one that erases."""
     return batch_size * preserving // (preserving + 1)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Samples, and for each the place that it has among those of a round, int64 [N]."""
+
+    places: Tensor
+    samples: Samples
+
+    @staticmethod
+    def in_order(parts: Sequence[Placed]) -> Samples:
+        """All samples of all parts by their places, those that erase first."""
+        places = torch.cat([part.places for part in parts])
+        preserves = torch.cat(
+            [torch.arange(len(part.samples)) >= part.samples.erasing for part in parts]
+        )
+        order = places.argsort(stable=True)
+        order = order[preserves[order].int().argsort(stable=True)]
+        joined = {
+            name: torch.cat([part.samples.tensors()[name] for part in parts])[order]
+            for name in parts[0].samples.tensors()
+        }
+        return Samples(**joined, erasing=int((~preserves).sum()))

@@ -10,6 +10,7 @@ from transformers.optimization import Adafactor
 
 from ..config.settings import TrainingConfig
 from ..errors import ConfigError
+from ..method.shares import ALONE, Alone
 
 _T = TypeVar("_T")
 _CHUNKS = 16
@@ -21,26 +22,28 @@ def chunks(items: Sequence[_T]) -> list[Sequence[_T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def make_optimizer(training: TrainingConfig, masters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def make_optimizer(
+    training: TrainingConfig, masters: list[nn.Parameter], ranks: Alone = ALONE
+) -> torch.optim.Optimizer:
     """As `training.optimizer` says; ConfigError where its package is missing."""
-    rate, decay = training.learning_rate, training.weight_decay
+    options: dict[str, Any] = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
     if training.optimizer == "adafactor":
-        return WholeAdafactor(
-            masters, lr=rate, weight_decay=decay, scale_parameter=False, relative_step=False
-        )
+        options |= {"scale_parameter": False, "relative_step": False}
+        return ranks.optimizer(WholeAdafactor, masters, options)
     if training.optimizer == "adamw8bit":
-        return _eight_bit(masters, rate, decay)
+        return ranks.optimizer(_eight_bit(), masters, options)
     # Fused: no copies of all masters in between, as the default on an accelerator makes.
     fused = masters[0].device.type in ("cuda", "cpu")
-    optimizer = torch.optim.AdamW(masters, lr=rate, weight_decay=decay, fused=fused)
-    for master in masters:  # now, so that no step runs out of memory halfway
+    optimizer = ranks.optimizer(torch.optim.AdamW, masters, {**options, "fused": fused})
+    own = getattr(optimizer, "optim", optimizer)  # of a sharded one, what this rank has
+    for master in own.param_groups[0]["params"]:  # now, so that no step runs out of memory halfway
         step = torch.zeros((), device=master.device if fused else None)
         moments = {name: torch.zeros_like(master) for name in ("exp_avg", "exp_avg_sq")}
-        optimizer.state[master] = {"step": step, **moments}
+        own.state[master] = {"step": step, **moments}
     return optimizer
 
 
-def _eight_bit(masters: list[nn.Parameter], rate: float, decay: float) -> torch.optim.Optimizer:
+def _eight_bit() -> type[torch.optim.Optimizer]:
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
@@ -48,8 +51,8 @@ def _eight_bit(masters: list[nn.Parameter], rate: float, decay: float) -> torch.
             "`training.optimizer` adamw8bit needs the package bitsandbytes: install it, or take "
             "adafactor"
         ) from error
-    optimizer: torch.optim.Optimizer = AdamW8bit(masters, lr=rate, weight_decay=decay)
-    return optimizer
+    kind: type[torch.optim.Optimizer] = AdamW8bit
+    return kind
 
 
 def whole(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:

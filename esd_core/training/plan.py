@@ -14,6 +14,7 @@ import torch
 from ..config.settings import ErasureConfig, TrainingConfig
 from ..errors import ESDError
 from ..method.contexts import term_source
+from ..method.shares import ALONE, Alone
 from ..models.denoiser import Rehearsable
 from .dry_run import DryRun
 from .gradients import keeps_bf16
@@ -72,36 +73,42 @@ def _silent(_: str) -> None:
 
 
 def check(
-    denoiser: Rehearsable, config: ErasureConfig, tell: Callable[[str], None] = _silent
+    denoiser: Rehearsable,
+    config: ErasureConfig,
+    tell: Callable[[str], None] = _silent,
+    ranks: Alone = ALONE,
 ) -> Plan:
     """The plan; ESDError when it does not fit, with the nearest settings that do.
 
     tell: as in `Planner`.
     """
-    planner = Planner(denoiser, config, tell)
+    planner = Planner(denoiser, config, tell, ranks)
     return planner.check(config, planner.plan(config))
 
 
 class Planner:
-    """Plans runs of one model and one list of prompts, in the memory that is free now."""
+    """Plans runs of one model and one list of prompts, in the memory that is free now; of several
+    ranks, the share of one."""
 
     def __init__(
         self,
         denoiser: Rehearsable,
         config: ErasureConfig,
         tell: Callable[[str], None] = _silent,
+        ranks: Alone = ALONE,
     ) -> None:
         """tell: what is counted next, a second's work at a time; what it raises ends the planning,
         as a host's Cancel does."""
-        self._denoiser = denoiser
-        self._free = denoiser.free_memory()
+        self._denoiser, self._ranks = denoiser, ranks
+        is_shared = denoiser.device.type == "cpu"
+        self._free = denoiser.free_memory() // (ranks.neighbours if is_shared else 1)
         self._dry_run = DryRun(denoiser, config, tell)
         self._weights = sum(t.numel() * t.element_size() for t in denoiser.parameters().values())
 
     def plan(self, config: ErasureConfig) -> Plan:
         """How the run would best be run: without checkpointing where that fits (and
         `gradient_checkpointing` is auto), then with it, then in parts of a batch."""
-        *choices, last = _choices(config.training)
+        *choices, last = self._choices(config.training)
         for choice in choices:
             if self._least(config, choice[1]) <= self._free:
                 made = self._planned(config, *choice)
@@ -137,15 +144,15 @@ class Planner:
 
     def _fits(self, config: ErasureConfig) -> bool:
         """Rehearses only the leanest way to run, and nothing where what is held is too much."""
-        checkpointing, leanest = _choices(config.training)[-1]
+        checkpointing, leanest = self._choices(config.training)[-1]
         return any(
             self._least(config, part) <= self._free
             and self._planned(config, checkpointing, part).fits
-            for part in {leanest, config.training.batch_size}
+            for part in {leanest, self._ranks.most(config.training.batch_size)}
         )
 
     def _keeps_bf16(self, training: TrainingConfig, micro_batch: int) -> bool:
-        passes = _passes(training, micro_batch)
+        passes = self._passes(training, micro_batch) * self._ranks.count
         return keeps_bf16(self._denoiser.compute_dtype, training.rank, passes)
 
     def _held(self, config: ErasureConfig) -> tuple[int, int, int]:
@@ -154,6 +161,8 @@ class Planner:
         copies = 2 if config.training.max_drift else 1
         masters = copies * 4 * sum(shape.numel() for shape in shapes)
         optimizer = sum(state_bytes(config.training.optimizer, shape) for shape in shapes)
+        if self._ranks.shards_optimizer:
+            optimizer = self._ranks.most(optimizer)
         shape = self._denoiser.latent_shape(config.width, config.height)
         return masters, optimizer, _bank(config, torch.Size(shape))
 
@@ -169,7 +178,8 @@ class Planner:
         masters, optimizer, bank = self._held(config)
         held = masters + optimizer + (bank if self._denoiser.device.type == "cpu" else 0)
         sizes = [4 * master.numel() for master in self._dry_run.masters(config)]
-        short, passes = self._keeps_bf16(training, micro_batch), _passes(training, micro_batch)
+        passes = self._passes(training, micro_batch)
+        short = self._keeps_bf16(training, micro_batch)
         gradients = sum(sizes) // 2 if short else sum(sizes)
         # From a batch's second pass on, all gradients are there before it begins.
         arriving: str | int = sum(sizes) if passes > 1 else "bf16" if short else "fp32"
@@ -177,7 +187,7 @@ class Planner:
         chunk = max(map(sum, chunks(sizes))) if short else 0
         stepping = step_bytes(training.optimizer, sizes, gradients, chunk)
         row = self._dry_run.evaluation().peak(1, height, width)
-        rows = max(1, min(_evaluations(config), (self._free - held) // row))
+        rows = max(1, min(self._evaluations(config), (self._free - held) // row))
         return Plan(
             weights=self._weights,
             masters=masters,
@@ -192,6 +202,23 @@ class Planner:
             keeps_bf16=short,
             sampling_batch=rows,
         )
+
+    def _choices(self, training: TrainingConfig) -> list[tuple[bool, int]]:
+        """Checkpointing and micro-batch, from the fastest to the one that needs least."""
+        switches = {"auto": (False, True), "on": (True,), "off": (False,)}
+        share = self._ranks.most(training.batch_size)
+        choices = [(c, share) for c in switches[training.gradient_checkpointing]]
+        while choices[-1][1] > 1:
+            choices.append((choices[-1][0], (choices[-1][1] + 1) // 2))
+        return choices
+
+    def _passes(self, training: TrainingConfig, micro_batch: int) -> int:
+        return -(-self._ranks.most(training.batch_size) // micro_batch)
+
+    def _evaluations(self, config: ErasureConfig) -> int:
+        """Evaluations of a round that would go through the network together."""
+        widest = max(len(term.rollout()) for term in term_source(config).terms)
+        return self._ranks.most(config.trajectory.count) * widest
 
 
 def memory_savers(config: ErasureConfig) -> Iterator[tuple[str, Any]]:
@@ -211,24 +238,6 @@ def memory_savers(config: ErasureConfig) -> Iterator[tuple[str, Any]]:
         if max(config.width, config.height) > edge:
             yield "width", min(config.width, edge)
             yield "height", min(config.height, edge)
-
-
-def _choices(training: TrainingConfig) -> list[tuple[bool, int]]:
-    """Checkpointing and micro-batch, from the fastest to the one that needs least."""
-    switches = {"auto": (False, True), "on": (True,), "off": (False,)}
-    choices = [(c, training.batch_size) for c in switches[training.gradient_checkpointing]]
-    while choices[-1][1] > 1:
-        choices.append((choices[-1][0], (choices[-1][1] + 1) // 2))
-    return choices
-
-
-def _passes(training: TrainingConfig, micro_batch: int) -> int:
-    return -(-training.batch_size // micro_batch)
-
-
-def _evaluations(config: ErasureConfig) -> int:
-    """Evaluations of a round that would go through the network together."""
-    return config.trajectory.count * max(len(term.rollout()) for term in term_source(config).terms)
 
 
 def _bank(config: ErasureConfig, latent: torch.Size) -> int:

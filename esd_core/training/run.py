@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.settings import ErasureConfig
+from ..errors import ESDError
 from ..files.apply import fingerprint
 from ..files.erasure import Erasure
 from ..files.metadata import preserved
@@ -16,6 +17,7 @@ from ..method.contexts import probed, term_source
 from ..method.objective import v_weight
 from ..method.probes import CONTROL_PROMPTS, Probes
 from ..method.rounds import Rounds
+from ..method.shares import ALONE, Alone
 from ..method.terms import prompts_of
 from ..models.denoiser import Denoiser, Rehearsable
 from .checkpoint import StateFile, damaged
@@ -63,27 +65,38 @@ def prepare(
     plan: Plan,
     state_file: Path | None = None,
     resume: bool = False,
+    ranks: Alone = ALONE,
 ) -> Trainer:
-    """The trainer that `erase` runs, for a host that has to reach it on the way."""
+    """The trainer that `erase` runs, for a host that has to reach it on the way.
+
+    ranks: who trains it together, each from a call of its own with the same arguments.
+    """
     training = config.training
     size = config.width, config.height
     weigh = None
     if training.loss_weight == "v":
         weigh = v_weight(denoiser.schedule(config.trajectory.steps).sigmas[:-1])
     source = term_source(config)
-    bank = Bank(denoiser, source, config.trajectory, size, plan.sampling_batch, weigh)
+    bank = Bank(denoiser, source, config.trajectory, size, plan.sampling_batch, weigh, ranks)
     own_state, state = None, None
     if state_file:
         own_state = StateFile(state_file, config.flat(), fingerprint(denoiser.parameters()))
-        state = own_state.read() if resume else None
+        if any(other != own_state for other in ranks.gather(own_state)):
+            raise ESDError(
+                "the processes of this run differ in their settings or models: start all by the "
+                "same command, with the same files on every machine"
+            )
+        # The first rank's: on another machine there may be no such file.
+        state = ranks.of_first(own_state.read() if resume and ranks.is_first else None)
     trainer = Trainer(
         denoiser,
         config,
         Rounds(bank, training.batch_size, config.seed),
         make_student(denoiser, config),
-        Probes(denoiser, probed(config), config, plan.sampling_batch),
+        Probes(denoiser, probed(config), config, plan.sampling_batch, ranks),
         plan,
         own_state,
+        ranks,
     )
     if own_state and state:
         try:

@@ -12,6 +12,7 @@ from ..errors import ESDError
 from ..method.objective import regression_loss
 from ..method.probes import ProbeReport, Probes
 from ..method.rounds import Rounds
+from ..method.shares import ALONE, Alone
 from ..method.terms import preserving
 from ..models.denoiser import Denoiser
 from .checkpoint import StateFile
@@ -40,12 +41,18 @@ class Trainer:
         probes: Probes,
         plan: Plan,
         state_file: StateFile | None = None,
+        ranks: Alone = ALONE,
     ) -> None:
         self.denoiser, self.config, self.plan = denoiser, config, plan
         self.rounds, self.student, self.probes = rounds, student, probes
-        self.state_file = state_file
-        masters = list(student.masters.values())
-        self.update = Update(masters, config.training, denoiser.compute_dtype, plan.keeps_bf16)
+        self.state_file, self.ranks = state_file, ranks
+        self.update = Update(
+            list(student.masters.values()),
+            config.training,
+            denoiser.compute_dtype,
+            plan.keeps_bf16,
+            ranks,
+        )
         self.early_stop = EarlyStop(config.training, preserving(config))
         self.probe_interval = config.training.probe_interval
         self.step = 0
@@ -66,7 +73,8 @@ class Trainer:
         except KeyboardInterrupt:
             raise
         except BaseException:
-            if self.step:
+            # A sharded optimizer is saved by all ranks, and not all of them come by here.
+            if self.step and not self.ranks.shards_optimizer:
                 self.save(events)
             raise
 
@@ -75,8 +83,8 @@ class Trainer:
         started, first, is_stopped, is_kept = time.monotonic(), self.step, False, False
         with self.denoiser.checkpointed(self.plan.checkpointing):
             while self.step < training.steps and self.early_stop.status == RUNNING:
-                is_stopped = control.should_stop()
-                is_kept = self.step > 0 and control.should_finish()
+                is_stopped = self.ranks.any(control.should_stop())
+                is_kept = self.step > 0 and self.ranks.any(control.should_finish())
                 if is_stopped or is_kept:
                     break
                 self.take_step()
@@ -99,7 +107,7 @@ class Trainer:
         try:
             batch = self.rounds.next_batch(self.student.tensors)
             losses = []
-            for part in batch.split(self.plan.micro_batch):
+            for part in batch.share(self.ranks).split(self.plan.micro_batch):
                 samples = part.to(self.denoiser.device)
                 prompts = self.rounds.bank.rows(samples.condition)
                 # Inside until backward has run: checkpointing reads the swapped-in tensors again.
@@ -110,12 +118,14 @@ class Trainer:
                     self._refuse_non_finite(loss, samples.sigma)
                     self.update.backward(loss)
                 losses.append(loss.item())
+            total = self.ranks.total(sum(losses))
+            self.update.add_up()
             self.update.step(self.step)
         except BaseException:  # it may have failed halfway: it is to be repeated in full
             self.rounds.load_state_dict(before)
             self.update.discard()
             raise
-        self.losses.append(sum(losses))
+        self.losses.append(total)
         self.step += 1
 
     def _refuse_non_finite(self, loss: Tensor, sigma: Tensor) -> None:
@@ -131,13 +141,17 @@ class Trainer:
         """Previews, probes and saves, where they are due."""
         training = self.config.training
         if _due(self.step, training.preview_every) and self.step < training.steps:
-            events.on_preview(self.step, self.student.tensors())
+            self._preview(events)
         if _due(self.step, self.probe_interval):
             report = self._probe()
             events.on_probe(self.step, report)
             self.step = self.early_stop.check(report, self.student, self.step)
         if _due(self.step, training.save_every) and self.early_stop.status == RUNNING:
             self.save(events)
+
+    def _preview(self, events: Events) -> None:
+        if self.ranks.is_first:
+            events.on_preview(self.step, self.student.tensors())
 
     def _probe(self) -> ProbeReport:
         return self.probes.measure(self.student.tensors())
@@ -156,12 +170,15 @@ class Trainer:
     def _show_result(self, events: Events, report: ProbeReport) -> None:
         events.on_probe(self.step, report)
         if self.config.training.preview_every:
-            events.on_preview(self.step, self.student.tensors())
+            self._preview(events)
 
     def save(self, events: Events) -> None:
         """Writes the state file, where the run has one."""
-        if self.state_file:
-            self.state_file.write(self.state_dict())
+        if not self.state_file:
+            return
+        state = self.state_dict()
+        if self.ranks.is_first:
+            self.state_file.write(state)
             events.on_save(self.step, self.state_file.path)
 
     def state_dict(self) -> dict[str, Any]:

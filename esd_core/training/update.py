@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.settings import TrainingConfig
+from ..method.shares import ALONE, Alone
 from .gradients import Bf16Gradients
 from .optimizer import make_optimizer
 
@@ -20,14 +21,15 @@ class Update:
         training: TrainingConfig,
         dtype: torch.dtype,
         keeps_bf16: bool,
+        ranks: Alone = ALONE,
     ) -> None:
         """
         Args:
             dtype: what the network computes in.
             keeps_bf16: whether gradients wait for the step in bf16.
         """
-        self._masters, self._training = masters, training
-        self.optimizer = make_optimizer(training, masters)
+        self._masters, self._training, self._ranks = masters, training, ranks
+        self.optimizer = make_optimizer(training, masters, ranks)
         self.bf16_gradients = Bf16Gradients(masters) if keeps_bf16 else None
         self._is_scaled = dtype == torch.float16
         self.scaler = self._new_scaler()
@@ -37,6 +39,15 @@ class Update:
 
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
+
+    def add_up(self) -> None:
+        """Sums the gradients of all ranks, each of which has those of its share of the batch."""
+        if self._ranks.count == 1:
+            return
+        for master in self._masters:
+            if master.grad is None:  # its share is empty
+                master.grad = torch.zeros_like(master)
+        self._ranks.add_up([master.grad for master in self._masters if master.grad is not None])
 
     def step(self, number: int) -> None:
         """Moves all masters, or none when it raises.
@@ -73,12 +84,12 @@ class Update:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "optimizer": self.optimizer.state_dict()["state"],
+            "optimizer": self._ranks.state_of(self.optimizer),
             "scaler": self.scaler.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """ValueError or KeyError when the state is of other masters."""
         entries = {int(index): dict(entry) for index, entry in state["optimizer"].items()}
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
+        self._ranks.load_state(self.optimizer, entries)
         self.scaler.load_state_dict(state["scaler"])

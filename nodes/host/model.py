@@ -67,6 +67,16 @@ def parameters(model: comfy.model_patcher.ModelPatcher) -> dict[str, Tensor]:
     return dict(model.model.diffusion_model.named_parameters())
 
 
+def refuse_split(model: comfy.model_patcher.ModelPatcher) -> None:
+    """ESDError for a MODEL with copies of itself on other GPUs, which would not learn with it."""
+    if model.get_additional_models_with_key("multigpu"):
+        raise ESDError(
+            "the MODEL is split over several GPUs, and training would change it on one of them "
+            "alone: connect it from before the node that splits it (MultiGPU CFG Split), and split "
+            "what comes out"
+        )
+
+
 def refuse_quantised(model: comfy.model_patcher.ModelPatcher) -> None:
     """ESDError when weights are held in a form that gradients cannot reach."""
     for name, tensor in parameters(model).items():

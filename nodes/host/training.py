@@ -33,7 +33,7 @@ from ...esd_core.training.trainer import Trainer
 from . import finished, folders, runs, states
 from .denoiser import HostDenoiser
 from .live import LiveRun
-from .model import architecture, refuse_quantised
+from .model import architecture, refuse_quantised, refuse_split
 from .previews import Previewer
 from .progress import NodeEvents
 from .session import borrowed
@@ -90,6 +90,7 @@ def train(
     folders.check_prefix(prefix)
     architecture(model)
     refuse_quantised(model)
+    refuse_split(model)
     texts = Texts(clip)
     texts.learn(encoded_prompts(config))
     with borrowed(model, config.training.precision, _needed(model)) as own, oom_as_error():

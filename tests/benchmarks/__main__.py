@@ -21,6 +21,7 @@ from . import (
     load,
     memory,
     probes,
+    ranks,
     rivals,
     samples,
     step,
@@ -34,6 +35,7 @@ BENCHMARKS = {
     "step": (step, "a training step, on pocket and SDXL (17 GB)"),
     "concepts": (concepts, "ten concepts in one run"),
     "batching": (batching, "sampling as batches"),
+    "ranks": (ranks, "a run by two processes"),
     "load": (load, "ESDLoadErased in ComfyUI (6 GB)"),
 }
 

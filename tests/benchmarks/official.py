@@ -49,4 +49,5 @@ class OfficialScheduleBank(Bank):
                 self._rollout([term], self._starts(1, noise), until, found, student)
                 whole.followed.append(found.followed[-1])
                 whole.free += found.free[-1:]
+                whole.evaluations += found.evaluations
         return whole

@@ -40,7 +40,7 @@ POCKET = ("--model", "pocket", "--device", "cpu")
 QUICK = ("--steps", "2", "--trajectory-steps", "2", "--count", "1")
 ERASE = ("erase", *POCKET, "--concept", "Van Gogh", *QUICK)
 WEIGHTS = ORACLE.parent
-ESD = [sys.executable, "-m", "esd_core.cli"]
+ESD = [sys.executable, "-m", "esd_core"]
 
 
 def esd(*words: object) -> int:

@@ -475,7 +475,7 @@ def test_a_full_disk_is_told_and_nothing_half_written(tmp_path: Path) -> None:
     out = tmp_path / "a.safetensors"
     words = ("erase", *POCKET, "--concept", "Van Gogh", *QUICK, "--out", str(out))
     result = subprocess.run(
-        [sys.executable, "-m", "esd_core.cli", *words],
+        [sys.executable, "-m", "esd_core", *words],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
         capture_output=True,
         text=True,

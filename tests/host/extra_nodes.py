@@ -85,6 +85,19 @@ class TestPackedLoader:
         return (comfy.sd.load_diffusion_model_state_dict(state, model_options=options),)
 
 
+class TestSplit:
+    """A MODEL with a copy beside it, as comfy.multigpu leaves one where there are two GPUs."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",)}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "split", "test"
+
+    def split(self, model):
+        whole, beside = model.clone(), model.clone()
+        beside.is_multigpu_base_clone = True
+        whole.set_additional_models("multigpu", [beside])
+        return (whole,)
+
+
 NODE_CLASS_MAPPINGS = {
-    kind.__name__: kind for kind in (TestClipVision, TestCosines, TestPackedLoader)
+    kind.__name__: kind for kind in (TestClipVision, TestCosines, TestPackedLoader, TestSplit)
 }

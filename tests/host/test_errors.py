@@ -108,6 +108,14 @@ def test_a_clip_of_another_family_is_refused(server):
     assert "connect the CLIP of the same checkpoint" in failure(graph)
 
 
+def test_a_model_on_several_gpus_is_refused(server):
+    graph = Graph(server)
+    model, clip, _ = graph.pocket()
+    split = graph.add("TestSplit", model=model)
+    graph.train([split, 0], clip, {})
+    assert "is split over several GPUs" in failure(graph)
+
+
 def write_clip_l(server):
     from transformers import CLIPTextConfig, CLIPTextModel
 
