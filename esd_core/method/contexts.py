@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from ..config.concepts import Concept
 from ..config.settings import AUTO, ErasureConfig
 from .samples import preserved_part
-from .templates import ADJECTIVES, Role, Template, own_role, roles_of, without_names
+from .templates import ADJECTIVES, ROLES, Role, Template, own_role, roles_of, without_names
 from .terms import LineTerms, RoundTerms, Term, TermSource, erasing, terms
 
 T = TypeVar("T")
@@ -81,6 +81,10 @@ class ContextTerms:
         own = [text for text in config.contexts if text != AUTO]
         self._own = own_role(own) if own else None
         self._has_auto = AUTO in config.contexts
+        erased = [role for concept in config.concepts for role in self._roles(concept)]
+        both = [without_names(role, config.concepts) for role in ROLES[""]]
+        # Styles and objects stay, whatever is erased; roles of equal templates are one.
+        self._preserved = list(dict.fromkeys([*erased, *both]))
         self._rounds = [self._round(index) for index in range(rounds)]
         drawn = [term for r in self._rounds for term in (*r.followed, *r.beside)]
         # Those of the bare lines first, so that more rounds only add to the end.
@@ -119,7 +123,7 @@ class ContextTerms:
         named, weight = self._config.preserve, self._config.preserve_weight
         if not weight:
             return ()
-        roles = list(dict.fromkeys(r for c in self._config.concepts for r in self._roles(c)))
+        roles = self._preserved
         prompts = []
         for place in range(count):
             role = roles[place % len(roles)]
