@@ -118,8 +118,8 @@ def test_all_of_it_is_reported(model, settings):
     lines = ["hat -> sky", "cowboy"]
     probes = probes_of(model, settings({"concepts": lines, "preserve": ["sky"]}))
     report = measured(probes, 1, 1, 1, 1).as_dict()
-    assert set(report) == {"share", "prompt", "distance", "drift"}
-    assert set(report["share"]) == set(report["distance"]) == set(lines)
+    assert set(report) == {"share", "prompt", "distance", "reach", "drift"}
+    assert all(set(report[what]) == set(lines) for what in ("share", "distance", "reach"))
     assert report["prompt"] == {"hat -> sky": "hat", "cowboy": "cowboy"}
     assert set(report["drift"]) == {"", "sky", *CONTROL_PROMPTS}
 
