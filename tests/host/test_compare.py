@@ -109,7 +109,8 @@ def test_a_model_equals_itself(server):
 def test_a_clip_vision_adds_how_alike_the_pictures_are(server):
     graph = Graph(server)
     model, clip, vae = graph.pocket()
-    train = graph.train(model, clip, {}, learning_rate=3e-2, filename_prefix="esd/vision")
+    strong = {"method": "esd-all", "learning_rate": 3e-2}
+    train = graph.train(model, clip, {}, filename_prefix="esd/vision", **strong)
     vision = [graph.add("TestClipVision"), 0]
     models = {"original": model, "erased": [train, 0], "clip": clip, "vae": vae}
     prompts = f"{PROMPT}\na fish"
