@@ -167,7 +167,8 @@ def test_the_plan_is_of_a_ranks_share(denoiser, settings):
     two = Alone()
     two.count = two.neighbours = 2
     two.shards_optimizer = True
-    one, share = (Planner(denoiser, settings(), ranks=ranks).plan(settings()) for ranks in (ALONE, two))
+    planners = (Planner(denoiser, settings(), ranks=ranks) for ranks in (ALONE, two))
+    one, share = (planner.plan(settings()) for planner in planners)
     assert share.micro_batch == one.micro_batch / 2 == 2
     assert share.sampling_batch == one.sampling_batch / 2
     assert share.optimizer == one.optimizer / 2 and share.masters == one.masters
