@@ -27,3 +27,9 @@ class FileError(ESDError):
     """A file is missing, foreign, damaged, or would be overwritten."""
 
     __module__ = _SHORT
+
+
+def first_line(error: BaseException) -> str:
+    """Of what it says: the rest is for who debugs it."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -89,6 +89,20 @@ def settings():
     return lambda overrides=None: small.override(overrides or {})
 
 
+_NO_SIM = "no pretend accelerator"
+"""simdev's own word for it, which is not imported where its tests are not run."""
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Loudly: without the pretend accelerator no test has run code for a GPU."""
+    skipped = [str(r.longrepr) for r in terminalreporter.stats.get("skipped", [])]
+    missing = [reason for reason in skipped if _NO_SIM in reason]
+    if missing:
+        terminalreporter.section("The pretend accelerator was not built", sep="!", red=True)
+        why = missing[0].rpartition(f"{_NO_SIM}: ")[2].rstrip("')")
+        terminalreporter.write_line(f"{len(missing)} tests were SKIPPED: {why}.", red=True)
+
+
 class Recorder:
     """Events and commands of a run: notes everything, does what `at` says after a step, stops."""
 

@@ -4,6 +4,7 @@ from esd_core.method.bank import Bank
 from esd_core.method.contexts import term_source
 from esd_core.method.probes import Probes
 from esd_core.method.terms import terms
+from esd_core.models.swap import materialize
 from esd_core.training.plan import Planner
 from esd_core.training.run import prepare
 
@@ -25,3 +26,8 @@ def planned(denoiser, config):
 
 def trainer_of(denoiser, config, state_file=None, plan=None):
     return prepare(denoiser, config, plan or planned(denoiser, config), state_file)
+
+
+def dense(student):
+    """The student's tensors, all of them materialized."""
+    return {name: materialize(weight) for name, weight in student.tensors().items()}

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config.settings import ErasureConfig
-from ..errors import ESDError
+from ..errors import first_line
 from . import outputs
 from .console import note, progress_bar
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor
 
     from ..method.probes import ProbeReport
     from ..models.diffusers_backend import DiffusersDenoiser
+    from ..models.swap import Weight
     from ..training.events import Progress
 
 _PREVIEW_STEPS = 20
@@ -41,12 +42,12 @@ class TerminalEvents:
         self.bar.set_postfix_str(f"loss {progress.loss:.4g}", refresh=False)
         self.bar.update(progress.step - self.bar.n)
 
-    def on_preview(self, step: int, student: dict[str, Tensor]) -> None:
+    def on_preview(self, step: int, student: Mapping[str, Weight]) -> None:
         path = self._out.with_name(f"{self._out.stem}.step-{step:06}.png")
         try:
             self._draw(path, step, student)
-        except ESDError as error:
-            note(f"esd: warning: no preview: {error}")  # not worth losing the run
+        except Exception as error:  # not worth losing the run
+            note(f"esd: warning: no preview of step {step}: {first_line(error)}")
 
     def on_probe(self, step: int, report: ProbeReport) -> None:
         """The report at the end says the last one."""
@@ -54,7 +55,7 @@ class TerminalEvents:
     def on_save(self, step: int, path: Path) -> None:
         self.saved = step
 
-    def _draw(self, path: Path, step: int, student: dict[str, Tensor]) -> None:
+    def _draw(self, path: Path, step: int, student: Mapping[str, Weight]) -> None:
         from ..images.grid import Row, comparison_grid, to_image
         from ..images.render import render
         from ..method.terms import erasing

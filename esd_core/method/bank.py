@@ -19,6 +19,7 @@ from torch import Tensor
 from ..config.settings import TrajectoryConfig
 from ..errors import ConfigError
 from ..models.denoiser import Conditioning, Denoiser, Schedule
+from ..models.swap import Weight
 from .objective import Weigh
 from .samples import Placed, Samples
 from .sampling import predict_together, sample, unit_noise
@@ -126,7 +127,7 @@ class Bank:
         )
 
     def sample_round(
-        self, index: int, noise: torch.Generator, student: Mapping[str, Tensor] | None = None
+        self, index: int, noise: torch.Generator, student: Mapping[str, Weight] | None = None
     ) -> Samples:
         """Round number `index`: `trajectory.count` trajectories that erase, and samples that
         preserve, as many as the terms want where there are as many; on the CPU.
@@ -151,7 +152,7 @@ class Bank:
         return Samples.cat(parts)
 
     def _rollout_all(
-        self, terms: RoundTerms, noise: torch.Generator, student: Mapping[str, Tensor] | None
+        self, terms: RoundTerms, noise: torch.Generator, student: Mapping[str, Weight] | None
     ) -> _Found:
         """This rank's share of the trajectories, from the noise that is drawn for all.
 
@@ -185,7 +186,7 @@ class Bank:
         noise: Tensor,
         schedule: Schedule,
         found: _Found,
-        student: Mapping[str, Tensor] | None = None,
+        student: Mapping[str, Weight] | None = None,
         rows: Sequence[int] = (),
         paired: Mapping[int, Sequence[Term]] | None = None,
     ) -> None:
@@ -259,7 +260,7 @@ class Bank:
     def _conditions(self, prompts: Sequence[str]) -> Conditioning:
         return self.rows(torch.tensor([self._places[prompt] for prompt in prompts]))
 
-    def _teacher(self, student: Mapping[str, Tensor] | None) -> AbstractContextManager[None]:
+    def _teacher(self, student: Mapping[str, Weight] | None) -> AbstractContextManager[None]:
         """Inside, the network is the teacher, also in the midst of the student's trajectory."""
         if not student:
             return nullcontext()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..config.settings import ErasureConfig
 from ..models.denoiser import Conditioning, Denoiser
+from ..models.swap import Weight
 from .sampling import sample, unit_noise
 from .shares import ALONE, Alone
 from .terms import Term, preserving
@@ -158,7 +159,7 @@ class Probes:
         return sum(len(self._states[prompts].x) for prompts in asked if prompts in self._states)
 
     @torch.no_grad()
-    def measure(self, student: Mapping[str, Tensor]) -> ProbeReport:
+    def measure(self, student: Mapping[str, Weight]) -> ProbeReport:
         """Compares the student of these tensors with the recorded teacher."""
         report = ProbeReport({}, {}, {}, {})
         with self._denoiser.swapped(student):

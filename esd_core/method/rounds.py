@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from ..models.swap import Weight
 from .bank import Bank
 from .samples import Samples
 
@@ -47,7 +47,7 @@ class Rounds:
         """Of the batches of this round, which a small round makes smaller; 0 before the first."""
         return self.batches.shape[1]
 
-    def next_batch(self, student: Callable[[], Mapping[str, Tensor]]) -> Samples:
+    def next_batch(self, student: Callable[[], Mapping[str, Weight]]) -> Samples:
         """student: makes its tensors, for trajectories on policy."""
         if self.is_used_up:
             self._sample(student)
@@ -57,7 +57,7 @@ class Rounds:
         return batch
 
     @torch.no_grad()
-    def _sample(self, student: Callable[[], Mapping[str, Tensor]]) -> None:
+    def _sample(self, student: Callable[[], Mapping[str, Weight]]) -> None:
         trajectory = self.bank.trajectory
         on_policy = student() if trajectory.source == "student" else None
         self.samples = self.bank.sample_round(self._round, self._noise, on_policy)

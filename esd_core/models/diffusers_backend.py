@@ -19,7 +19,7 @@ from diffusers import (
 )
 from torch import Tensor
 
-from ..errors import ConfigError, ESDError, FileError
+from ..errors import ConfigError, ESDError, FileError, first_line
 from ..storage.dtypes import PRECISIONS
 from ..storage.reading import read_header
 from .architectures import Architecture, like
@@ -79,14 +79,14 @@ class DiffusersDenoiser:
             switch[before]()
 
     def free_memory(self) -> int:
-        if self.device.type == "cuda":
-            held = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(
-                self.device
-            )
-            return torch.cuda.mem_get_info(self.device)[0] + held
+        if self.device.type == "cpu":
+            return psutil.virtual_memory().available
         if self.device.type == "mps":
             return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-        return psutil.virtual_memory().available
+        memory = torch.get_device_module(self.device)
+        held = memory.memory_reserved(self.device) - memory.memory_allocated(self.device)
+        free: int = memory.mem_get_info(self.device)[0] + held
+        return free
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         factor = self.pipeline.vae_scale_factor
@@ -151,11 +151,26 @@ class DiffusersDenoiser:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures, float32 [B, 3, H, W] in 0..1 on the CPU, of latents in sigma space at 0."""
-        vae = self.pipeline.vae
-        scaled = (latents / vae.config.scaling_factor).to(vae.dtype)
-        # A few at a time: an autoencoder's activations are large, and a CPU's caches are not.
-        parts = [vae.decode(part).sample.float() for part in scaled.split(_DECODED)]
+        with self._upcast() as vae:
+            scaled = (latents / vae.config.scaling_factor).to(vae.dtype)
+            # A few at a time: an autoencoder's activations are large, and a CPU's caches are not.
+            parts = [vae.decode(part).sample.float() for part in scaled.split(_DECODED)]
         return (torch.cat(parts) / 2 + 0.5).clamp(0, 1).cpu()
+
+    @contextmanager
+    def _upcast(self) -> Iterator[Any]:
+        """The autoencoder, inside in float32 if its config asks for that: SDXL's own overflows in
+        fp16, so that pictures are black. As diffusers' pipelines do it."""
+        vae = self.pipeline.vae
+        overflows = vae.dtype == torch.float16 and vae.config.force_upcast
+        if not (overflows and self.architecture.takes_sizes):
+            yield vae
+            return
+        vae.to(torch.float32)
+        try:
+            yield vae
+        finally:
+            vae.to(torch.float16)
 
 
 def _architecture(pipeline: DiffusionPipeline) -> Architecture:
@@ -174,9 +189,11 @@ def automatic_precision(device: torch.device) -> torch.dtype:
     """fp32 on the CPU; on an accelerator bf16 where it has it, else fp16."""
     if device.type == "cpu":
         return torch.float32
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        return torch.float16
-    return torch.bfloat16
+    if device.type != "cuda":
+        return torch.bfloat16
+    with torch.cuda.device(device):  # of which it asks; emulation, before Ampere, is slow
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bf16 else torch.float16
 
 
 def load_denoiser(
@@ -205,14 +222,9 @@ def _device(name: str) -> torch.device:
         torch.ones(1, device=name).item()
     except (RuntimeError, AssertionError) as error:  # unknown, not built in, or not there
         raise ConfigError(
-            f"there is no device {name} here: give cuda, mps or cpu ({_first_line(error)})"
+            f"there is no device {name} here: give cuda, mps or cpu ({first_line(error)})"
         ) from error
     return torch.device(name)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _first_device() -> str:
@@ -241,7 +253,7 @@ def _load_pipeline(model: str, dtype: torch.dtype) -> DiffusionPipeline:
     except Exception as error:  # a damaged or foreign model trips the loaders in many ways
         raise FileError(
             f"no model can be loaded from {model}: give pocket, a diffusers folder, a .safetensors "
-            f"checkpoint or a hub id ({_first_line(error)})"
+            f"checkpoint or a hub id ({first_line(error)})"
         ) from error
 
 

@@ -105,7 +105,7 @@ class DryRun:
                 torch.enable_grad(),
                 self._network.checkpointed(checkpointing),
                 _Alive(there, masters, self._repeated) as alive,
-                self._network.swapped(student.lazy_tensors()),
+                self._network.swapped(student.tensors()),
             ):
                 predicted = self._predict()
                 target, weight = torch.zeros_like(predicted), torch.ones(BATCH)

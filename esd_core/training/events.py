@@ -1,12 +1,12 @@
 """What a run tells its host, and what a host may ask of it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from torch import Tensor
-
 from ..method.probes import ProbeReport
+from ..models.swap import Weight
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Events(Protocol):
 
     def on_step(self, progress: Progress) -> None: ...
 
-    def on_preview(self, step: int, student: dict[str, Tensor]) -> None:
-        """Also at the end, of what comes out."""
+    def on_preview(self, step: int, student: Mapping[str, Weight]) -> None:
+        """Also at the end, of what comes out. A preview that fails is the host's to tell of."""
 
     def on_probe(self, step: int, report: ProbeReport) -> None: ...
 

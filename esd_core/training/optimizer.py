@@ -11,6 +11,7 @@ from transformers.optimization import Adafactor
 from ..config.settings import TrainingConfig
 from ..errors import ConfigError
 from ..method.shares import ALONE, Alone
+from .out_of_memory import is_oom
 
 _T = TypeVar("_T")
 _CHUNKS = 16
@@ -31,9 +32,13 @@ def make_optimizer(
         options |= {"scale_parameter": False, "relative_step": False}
         return ranks.optimizer(WholeAdafactor, masters, options)
     if training.optimizer == "adamw8bit":
-        return ranks.optimizer(_eight_bit(), masters, options)
+        eight_bit: Any = ranks.optimizer(_eight_bit(), masters, options)
+        group = getattr(eight_bit, "optim", eight_bit).param_groups[0]
+        for index, master in enumerate(group["params"]):  # as below
+            getattr(eight_bit, "optim", eight_bit).init_state(group, master, 0, index)
+        return eight_bit
     # Fused: no copies of all masters in between, as the default on an accelerator makes.
-    fused = masters[0].device.type in ("cuda", "cpu")
+    fused = _has_fused_adamw(masters[0].device)
     optimizer = ranks.optimizer(torch.optim.AdamW, masters, {**options, "fused": fused})
     own = getattr(optimizer, "optim", optimizer)  # of a sharded one, what this rank has
     for master in own.param_groups[0]["params"]:  # now, so that no step runs out of memory halfway
@@ -41,6 +46,19 @@ def make_optimizer(
         moments = {name: torch.zeros_like(master) for name in ("exp_avg", "exp_avg_sq")}
         own.state[master] = {"step": step, **moments}
     return optimizer
+
+
+def _has_fused_adamw(device: torch.device) -> bool:
+    """Tried, since no device tells."""
+    tried = nn.Parameter(torch.zeros(1, device=device))
+    tried.grad = torch.zeros_like(tried)
+    try:
+        torch.optim.AdamW([tried], fused=True).step()
+    except RuntimeError as error:
+        if is_oom(error):
+            raise
+        return False
+    return True
 
 
 def _eight_bit() -> type[torch.optim.Optimizer]:
@@ -58,8 +76,8 @@ def _eight_bit() -> type[torch.optim.Optimizer]:
 def whole(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
     """The steps of `optimizer` inside are all taken, or none of them where an error comes out.
 
-    AdamW needs nothing for it: once it has its state, its kernels work in place and ask for no
-    memory. Without a kernel of its own, as on mps, it is not covered.
+    AdamW, in 8 bits too, needs nothing for it: once it has its state, its kernels work in place and
+    ask for no memory. On a device without such a kernel it is not covered.
     """
     return optimizer.whole() if isinstance(optimizer, WholeAdafactor) else nullcontext()
 

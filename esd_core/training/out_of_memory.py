@@ -6,13 +6,21 @@ from contextlib import contextmanager
 
 from ..errors import ESDError
 
+# What CUDA's libraries say where a workspace could not be had, or no algorithm fits what is left.
+_LIBRARIES = r"ALLOC_FAILED|CUBLAS_STATUS_NOT_INITIALIZED|unable to find (an engine|a valid cudnn)"
 _WORDS = re.compile(
-    r"out of memory|can't allocate memory|not enough memory|ALLOC_FAILED", re.IGNORECASE
+    rf"out of memory|can't allocate memory|not enough memory|{_LIBRARIES}", re.IGNORECASE
 )
 TRAINING = (
     "take gradient checkpointing, the optimizer adafactor, the method esd-x-strict, a rank, or a "
     "smaller size"
 )
+
+
+def is_oom(error: BaseException) -> bool:
+    """Whether it is an out-of-memory error, on any device."""
+    is_said = isinstance(error, RuntimeError) and bool(_WORDS.search(str(error)))
+    return is_said or isinstance(error, MemoryError)
 
 
 @contextmanager
@@ -21,7 +29,7 @@ def oom_as_error(way_out: str = TRAINING) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _WORDS.search(str(error)):
+        if not is_oom(error):
             raise
         lines = str(error).strip().splitlines()
         raise ESDError(

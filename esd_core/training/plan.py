@@ -30,7 +30,7 @@ class Plan:
         gradients, optimizer: of the masters. activations: of a step, beside the gradients.
         bank: a round's samples, which lie in the CPU's memory.
         needed: the most at one time, beside the weights, on the device.
-        free: what there is of it.
+        free: what there is of it, without a margin.
         checkpointing: whether blocks recompute their activations.
         micro_batch: samples of a batch that go through the network together.
         keeps_bf16: whether gradients wait for the optimizer's step in bf16.
@@ -86,6 +86,21 @@ def check(
     return planner.check(config, planner.plan(config))
 
 
+def margin(device: torch.device, free: int) -> int:
+    """Bytes of an accelerator that a run leaves alone, since no count of tensors shows them.
+
+    Workspaces of its libraries for matrix products and convolutions, and pieces that its allocator
+    holds between tensors and cannot put together.
+    """
+    return 0 if device.type == "cpu" else _WORKSPACES + round(_FRAGMENTS * free)
+
+
+_WORKSPACES = 256 * 2**20
+_FRAGMENTS = 0.03
+_PIECES = 4 * 512
+"""Bytes that are lost to rounding for each master, with its gradient and its optimizer's state."""
+
+
 class Planner:
     """Plans runs of one model and one list of prompts, in the memory that is free now; of several
     ranks, the share of one."""
@@ -101,7 +116,8 @@ class Planner:
         as a host's Cancel does."""
         self._denoiser, self._ranks = denoiser, ranks
         is_shared = denoiser.device.type == "cpu"
-        self._free = denoiser.free_memory() // (ranks.neighbours if is_shared else 1)
+        free = denoiser.free_memory() // (ranks.neighbours if is_shared else 1)
+        self._free = max(0, free - margin(denoiser.device, free))
         self._dry_run = DryRun(denoiser, config, tell)
         self._weights = sum(t.numel() * t.element_size() for t in denoiser.parameters().values())
 
@@ -195,7 +211,7 @@ class Planner:
             optimizer=optimizer,
             activations=max(0, step - gradients),
             bank=bank,
-            needed=held + max(step, stepping, rows * row),
+            needed=held + max(step, stepping, rows * row) + _PIECES * len(sizes),
             free=self._free,
             checkpointing=checkpointing,
             micro_batch=micro_batch,

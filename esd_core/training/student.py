@@ -35,12 +35,9 @@ class Student(ABC):
     @abstractmethod
     def _change(self, name: str) -> Tensor: ...
 
-    def tensors(self) -> dict[str, Tensor]:
-        """What the network computes with, by canonical name; gradients flow to the masters."""
-        return {name: self._tensor(name) for name in self._base}
-
-    def lazy_tensors(self) -> dict[str, LazyWeight]:
-        """As `tensors`, each materialized when a layer needs it."""
+    def tensors(self) -> dict[str, LazyWeight]:
+        """What the network computes with, by canonical name, each materialized when a layer needs
+        it; gradients flow to the masters."""
         return {
             name: LazyWeight(partial(self._tensor, name), weight, self._dtype)
             for name, weight in self._base.items()
@@ -72,8 +69,12 @@ class FullStudent(Student):
         self, base: Mapping[str, Tensor], names: Iterable[str], dtype: torch.dtype
     ) -> None:
         super().__init__(base, names, dtype)
-        copies = {name: t.to(torch.float32, copy=True) for name, t in self._base.items()}
-        self.masters = {name: nn.Parameter(copy) for name, copy in copies.items()}
+        # Contiguous, as the optimizer's state is after it was saved: kernels take both for alike.
+        form = torch.contiguous_format
+        self.masters = {
+            name: nn.Parameter(t.to(torch.float32, copy=True, memory_format=form))
+            for name, t in self._base.items()
+        }
 
     def _tensor(self, name: str) -> Tensor:
         return self.masters[name].to(self._dtype)
@@ -115,7 +116,10 @@ class LowRankStudent(Student):
     def _tensor(self, name: str) -> Tensor:
         # In place: a lean run peaks at what the largest weight takes here.
         weight = self._base[name]
-        return self._product(name).add_(weight.flatten(1)).to(self._dtype).view(weight.shape)
+        matrix = weight.flatten(1)
+        if matrix.dtype.itemsize == 1:  # torch promotes no fp8, all of whose values bf16 holds
+            matrix = matrix.to(torch.bfloat16)
+        return self._product(name).add_(matrix).to(self._dtype).view(weight.shape)
 
     def _change(self, name: str) -> Tensor:
         return self._product(name).view(self._base[name].shape)

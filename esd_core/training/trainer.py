@@ -12,6 +12,7 @@ from ..errors import ESDError
 from ..method.objective import regression_loss
 from ..method.probes import ProbeReport, Probes
 from ..method.rounds import Rounds
+from ..method.samples import Samples
 from ..method.shares import ALONE, Alone
 from ..method.terms import preserving
 from ..models.denoiser import Denoiser
@@ -106,27 +107,33 @@ class Trainer:
         before = self.rounds.state_dict()
         try:
             batch = self.rounds.next_batch(self.student.tensors)
-            losses = []
-            for part in batch.share(self.ranks).split(self.plan.micro_batch):
-                samples = part.to(self.denoiser.device)
-                prompts = self.rounds.bank.rows(samples.condition)
-                # Inside until backward has run: checkpointing reads the swapped-in tensors again.
-                with self.denoiser.swapped(self.student.lazy_tensors()):
-                    predicted = self.denoiser.predict(samples.x, samples.sigma, prompts)
-                    loss = regression_loss(predicted, samples.target, samples.weight)
-                    loss = loss * (len(part) / len(batch))
-                    self._refuse_non_finite(loss, samples.sigma)
-                    self.update.backward(loss)
-                losses.append(loss.item())
-            total = self.ranks.total(sum(losses))
-            self.update.add_up()
-            self.update.step(self.step)
+            loss = self._backward(batch)
+            while not self.update.step(self.step):  # fp16 overflowed: again, at a lower scale
+                loss = self._backward(batch)
         except BaseException:  # it may have failed halfway: it is to be repeated in full
             self.rounds.load_state_dict(before)
             self.update.discard()
             raise
-        self.losses.append(total)
+        self.losses.append(loss)
         self.step += 1
+
+    def _backward(self, batch: Samples) -> float:
+        """Leaves the gradients of a batch with the update, those of all ranks; its loss."""
+        losses = []
+        for part in batch.share(self.ranks).split(self.plan.micro_batch):
+            samples = part.to(self.denoiser.device)
+            prompts = self.rounds.bank.rows(samples.condition)
+            # Inside until backward has run: checkpointing reads the swapped-in tensors again.
+            with self.denoiser.swapped(self.student.tensors()):
+                predicted = self.denoiser.predict(samples.x, samples.sigma, prompts)
+                loss = regression_loss(predicted, samples.target, samples.weight)
+                loss = loss * (len(part) / len(batch))
+                self._refuse_non_finite(loss, samples.sigma)
+                self.update.backward(loss)
+            losses.append(loss.item())
+        total = self.ranks.total(sum(losses))
+        self.update.add_up()
+        return total
 
     def _refuse_non_finite(self, loss: Tensor, sigma: Tensor) -> None:
         if torch.isfinite(loss):

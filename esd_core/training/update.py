@@ -7,9 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from ..config.settings import TrainingConfig
+from ..errors import ESDError
 from ..method.shares import ALONE, Alone
 from .gradients import Bf16Gradients
 from .optimizer import make_optimizer
+
+_LEAST_SCALE = 2.0**-10
+"""Of a loss in fp16, below which it is not its scale that overflows."""
 
 
 class Update:
@@ -49,23 +53,37 @@ class Update:
                 master.grad = torch.zeros_like(master)
         self._ranks.add_up([master.grad for master in self._masters if master.grad is not None])
 
-    def step(self, number: int) -> None:
-        """Moves all masters, or none when it raises.
+    def step(self, number: int) -> bool:
+        """Moves all masters; none when it raises, or when gradients in fp16 have overflowed.
 
-        number: of the step, from 0 on, for the learning rate.
+        Args:
+            number: of the step, from 0 on, for the learning rate.
+
+        Returns:
+            Whether it has moved them. If not, the next gradients are scaled less.
+
+        Raises:
+            ESDError: they overflow at every scale.
         """
         training = self._training
         for group in self.optimizer.param_groups:
             group["lr"] = training.learning_rate * self._factor(number)
         if self.bf16_gradients:
             self.bf16_gradients.step(self.optimizer, training.max_grad_norm)
-            return
+            return True
+        scale = self.scaler.get_scale()
+        if scale < _LEAST_SCALE:
+            raise ESDError(
+                "the gradients are not finite: set `training.precision` to bf16 or fp32, or lower "
+                "`training.learning_rate`"
+            )
         self.scaler.unscale_(self.optimizer)
         if training.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(self._masters, training.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        return self.scaler.get_scale() >= scale
 
     def _factor(self, number: int) -> float:
         """Rises over the warm-up; a linear schedule falls to 0 over the second half."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import comfy.model_management
@@ -17,6 +18,7 @@ from ...esd_core.config.settings import ErasureConfig
 from ...esd_core.errors import ESDError
 from ...esd_core.method.sampling import sample, unit_noise
 from ...esd_core.method.terms import erasing
+from ...esd_core.models.swap import Weight
 from .denoiser import HostDenoiser
 from .pocket import PocketLatent, load_vae
 
@@ -52,7 +54,7 @@ class Previewer:
                 f"has {channels}: connect the VAE of the same checkpoint"
             )
 
-    def draw(self, student: dict[str, Tensor]) -> Image.Image | None:
+    def draw(self, student: Mapping[str, Weight]) -> Image.Image | None:
         """None where neither the pack nor the host can make a picture of such latents."""
         with self._denoiser.swapped(student):
             latents = self._latents()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import comfy.utils
+from comfy.model_management import InterruptProcessingException
 from comfy_api.latest import ui
 from PIL import Image
-from torch import Tensor
 
 from ...esd_core.config.settings import ErasureConfig
+from ...esd_core.errors import first_line
 from ...esd_core.method.probes import ProbeReport
+from ...esd_core.models.swap import Weight
 from ...esd_core.storage.output import megabytes
 from ...esd_core.training.events import Progress
 from ...esd_core.training.plan import Plan
@@ -97,7 +99,7 @@ class NodeEvents:
     def on_probe(self, step: int, report: ProbeReport) -> None:
         self._live.show(probe={"step": step, "share": report.share, "drift": report.drift})
 
-    def on_preview(self, step: int, student: dict[str, Tensor]) -> None:
+    def on_preview(self, step: int, student: Mapping[str, Weight]) -> None:
         self._show(student, step)
 
     def on_save(self, step: int, path: Path) -> None:
@@ -107,8 +109,14 @@ class NodeEvents:
             "to go on with it, queue the same again; it is removed when the run is done"
         )
 
-    def _show(self, student: dict[str, Tensor], step: int) -> None:
-        picture = self._previewer.draw(student)
+    def _show(self, student: Mapping[str, Weight], step: int) -> None:
+        try:
+            picture = self._previewer.draw(student)
+        except InterruptProcessingException:
+            raise
+        except Exception as error:  # not worth losing the run
+            self._live.say(f"no preview of step {step}: {first_line(error)}")
+            return
         if picture is None:
             return
         self._pictures = [*self._pictures[:1], picture]

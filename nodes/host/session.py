@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.ops
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
@@ -43,7 +44,14 @@ def borrowed(
             "device: start ComfyUI without --novram and --lowvram, or take a smaller model"
         )
     refuse_quantised(clone)
-    with torch.inference_mode(False), torch.enable_grad(), _plain(clone.model.diffusion_model):
+    unet = clone.model.diffusion_model
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        _plain(unet),
+        _exact(unet),
+        _in_training(),
+    ):
         clone.pre_run()
         try:
             yield clone
@@ -76,6 +84,45 @@ def _plain(unet: nn.Module) -> AbstractContextManager[None]:
         for name, parameter in unet.named_parameters()
     }
     return replaced(slots_of(unet), views)
+
+
+@contextmanager
+def _exact(unet: nn.Module) -> Iterator[None]:
+    """Inside, teacher and student go through the same kernels, which have a gradient.
+
+    With `fp8_matrix_mult` the host multiplies fp8 weights in 8 bits, and the student's are no fp8:
+    the two would differ before any training. With `fp16_accumulation` sums lose digits.
+    """
+    layers = [m for m in unet.modules() if isinstance(m, comfy.ops.fp8_ops.Linear)]
+    matmul = torch.backends.cuda.matmul
+    accumulates = getattr(matmul, "allow_fp16_accumulation", False)  # older torch has no such thing
+    try:
+        for layer in layers:
+            plain = comfy.ops.manual_cast.Linear.forward_comfy_cast_weights
+            layer.forward_comfy_cast_weights = plain.__get__(layer)
+        if accumulates:
+            matmul.allow_fp16_accumulation = False
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward_comfy_cast_weights", None)  # the class's own shows again
+        if accumulates:
+            matmul.allow_fp16_accumulation = True
+
+
+@contextmanager
+def _in_training() -> Iterator[None]:
+    """Inside, newer hosts choose kernels that have a gradient."""
+    host = comfy.model_management
+    before = getattr(host, "in_training", None)
+    if before is None:
+        yield
+        return
+    host.in_training = True
+    try:
+        yield
+    finally:
+        host.in_training = before
 
 
 def _view(tensor: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def train(
     refuse_split(model)
     texts = Texts(clip)
     texts.learn(encoded_prompts(config))
-    with borrowed(model, config.training.precision, _needed(model)) as own, oom_as_error():
+    with oom_as_error(), borrowed(model, config.training.precision, _needed(model)) as own:
         denoiser = HostDenoiser(own, texts)
         course = _course(config, denoiser, texts)
         run = _digest([course, {n: v for n, v in config.flat().items() if n not in _REPORTING}])

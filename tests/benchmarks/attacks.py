@@ -19,6 +19,7 @@ from esd_core.method.objective import regression_loss, v_weight
 from esd_core.method.sampling import predict_together, sample
 from esd_core.models.denoiser import Conditioning, Schedule
 from esd_core.models.diffusers_backend import DiffusersDenoiser
+from esd_core.models.swap import materialize
 from esd_core.pocket import GUIDANCE
 from esd_core.pocket.world import SIZE
 from esd_core.training.student import LowRankStudent
@@ -214,7 +215,7 @@ def fine_tuned(
             optimizer.zero_grad()
             loss.backward()
         optimizer.step()
-    return {**erased, **{name: value.detach() for name, value in student.tensors().items()}}
+    return {**erased, **{n: materialize(w).detach() for n, w in student.tensors().items()}}
 
 
 # -- an inverted latent ------------------------------------------------------------------------

@@ -179,6 +179,19 @@ def test_a_preview_is_a_picture_beside_the_erasure(tmp_path: Path) -> None:
     assert cover(tmp_path / "a.safetensors").size == (256, 256)
 
 
+def test_a_preview_that_fails_is_skipped_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("esd_core.images.render.render", fail)
+    words = ("--preview-every", "2", "--width", "64", "--height", "64")
+    assert esd(*ERASE, "--out", tmp_path / "a.safetensors", *words) == 0
+    assert "no preview of step 2: CUDA out of memory" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
 def cover(file: Path) -> Image.Image:
     (data,) = json.loads(read_header(file).metadata["ssmd_cover_images"])
     return Image.open(io.BytesIO(base64.b64decode(data)))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from trainers import dense
 
 from esd_core.config.settings import ErasureConfig
 from esd_core.errors import ESDError, FileError
@@ -92,7 +93,7 @@ def test_the_change_is_the_students(denoiser, settings, tmp_path, kind):
         assert got[name].dtype == torch.float32
         torch.testing.assert_close(got[name].view(change.shape), change, rtol=1e-5, atol=1e-7)
     tensors = merged(denoiser, [(read_erasure(path), 1.0)])
-    for name, tensor in student.tensors().items():
+    for name, tensor in dense(student).items():
         torch.testing.assert_close(tensors[name], tensor.detach(), rtol=1e-6, atol=1e-7)
 
 

@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -192,24 +192,37 @@ def _take_binary(run: Run, message: bytes, on_text: Callable[[str], None] | None
 
 @contextmanager
 def running(
-    comfyui: Path, base: Path, *further_nodes: Path, flags: Sequence[str] = (), threads: int = 1
+    comfyui: Path,
+    base: Path,
+    *further_nodes: Path,
+    flags: Sequence[str] = (),
+    is_cpu: bool = True,
+    threads: int = 1,
+    world: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
-    """Starts main.py on a free port with `base` as its world; ends it at the end."""
+    """Starts main.py on a free port with `base` as its world; ends it at the end.
+
+    world: variables of its environment, beside this process's own.
+    """
     custom_nodes = base / "custom_nodes"
     custom_nodes.mkdir(parents=True, exist_ok=True)
     for name, path in ((PACK_NAME, PACK), *((path.name, path) for path in further_nodes)):
         (custom_nodes / name).unlink(missing_ok=True)
         (custom_nodes / name).symlink_to(path)
     server = Server(base, _free_port(), base / "server.log")
-    command = [os.environ.get(PYTHON_VARIABLE, sys.executable), "main.py", "--cpu"]
+    command = [
+        os.environ.get(PYTHON_VARIABLE, sys.executable),
+        "main.py",
+        *(["--cpu"] if is_cpu else []),
+    ]
     command += ["--port", server.address.rpartition(":")[2], "--base-directory", str(base)]
     command += ["--disable-api-nodes", "--preview-method", "latent2rgb"]
     command += flags
     # Pocket is small: more than one thread only wait for each other.
-    world = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    variables = {**os.environ, "OMP_NUM_THREADS": str(threads), **(world or {})}
     with server.log.open("wb") as log:
         process = subprocess.Popen(
-            command, cwd=comfyui, stdout=log, stderr=subprocess.STDOUT, env=world
+            command, cwd=comfyui, stdout=log, stderr=subprocess.STDOUT, env=variables
         )
         try:
             server.pid = process.pid

@@ -1,6 +1,8 @@
 """The diffusers backend against diffusers' own pipelines and schedulers."""
 
+from contextlib import contextmanager
 from copy import deepcopy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -464,6 +466,40 @@ def test_precision_is_what_was_asked_for(folder):
     assert loaded.compute_dtype == torch.bfloat16
     assert {p.dtype for p in loaded.parameters().values()} == {torch.bfloat16}
     assert automatic_precision(torch.device("cpu")) == torch.float32
+
+
+@pytest.mark.parametrize(("major", "expected"), [(7, torch.float16), (8, torch.bfloat16)])
+def test_before_ampere_the_automatic_precision_is_fp16(monkeypatch, major, expected):
+    """Also where another device of the machine, the current one, has bf16."""
+    majors, chosen = {0: 15 - major, 1: major}, [0]
+
+    @contextmanager
+    def using(device):
+        chosen[:] = [device.index]
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device", using)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: chosen[0])
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda index: SimpleNamespace(major=majors[index])
+    )
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
+    assert automatic_precision(torch.device("cuda", 1)) == expected
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_an_autoencoder_that_overflows_in_fp16_decodes_in_float32(make_denoiser, asked):
+    """Where its config says so: SDXL's own does, and a repaired one does not."""
+    denoiser = make_denoiser(torch.float16)
+    vae, seen = denoiser.pipeline.vae, []
+    vae.register_to_config(force_upcast=asked)
+    before = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
+    vae.decoder.register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype))
+    pictures = denoiser.decode(torch.ones(1, 4, 8, 8))
+    assert pictures.isfinite().all()
+    assert seen == [torch.float32 if asked else torch.float16]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in vae.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -163,6 +162,14 @@ def test_the_plan_is_what_a_step_takes():
     assert told["grown"] == pytest.approx(told["needed"], rel=0.15)
 
 
+def test_an_accelerator_is_not_filled_to_the_brim(small, settings, monkeypatch):
+    """What no count of tensors shows is left free there; on the CPU it is the system's to find."""
+    assert memory.margin(torch.device("cpu"), 10**10) == 0
+    assert memory.margin(torch.device("cuda"), 10**10) == 2**28 + 3 * 10**8
+    monkeypatch.setattr(memory, "margin", lambda device, free: 123)
+    assert planned(small, settings()).free == small.free - 123
+
+
 # -- what is done about it -------------------------------------------------------------------
 
 LARGE = {"width": 256, "height": 256}
@@ -317,8 +324,8 @@ def test_the_switch_of_older_files_is_read(old, now):
     assert TrainingConfig(gradient_checkpointing=old).gradient_checkpointing == now
 
 
-@pytest.mark.skipif(bool(find_spec("bitsandbytes")), reason="bitsandbytes is there")
-def test_eight_bits_need_their_package(small, settings, recorder):
+def test_eight_bits_need_their_package(small, settings, recorder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     host = recorder()
     with pytest.raises(ConfigError, match="needs the package bitsandbytes"):
         erase(small, settings({"training.optimizer": "adamw8bit"}), host, host)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from trainers import dense
 
 from esd_core.errors import ConfigError
 from esd_core.training.student import FullStudent, LowRankStudent
@@ -43,7 +44,7 @@ def low_rank(dtype=torch.float32, rank=3, alpha=1.5):
 @pytest.mark.parametrize("make", [full, low_rank])
 def test_it_starts_as_the_teacher(make, dtype):
     base, student = make(dtype)
-    tensors = student.tensors()
+    tensors = dense(student)
     assert tuple(tensors) == (NAMES if make is full else WEIGHTS)
     for name, tensor in tensors.items():
         assert tensor.dtype == dtype
@@ -73,7 +74,7 @@ def test_what_a_layer_makes_is_the_students_tensor(make, dtype):
         master.data.add_(0.1)
     x, picture = torch.ones(2, 5, dtype=dtype), torch.ones(1, 3, 4, 4, dtype=dtype)
     results = []
-    for tensors in (student.tensors(), student.lazy_tensors()):
+    for tensors in (dense(student), student.tensors()):
         outputs = F.linear(x, tensors["linear.weight"]), F.conv2d(picture, tensors["conv.weight"])
         sum(out.float().square().sum() for out in outputs).backward()
         grads = [m.grad for m in student.masters.values() if m.grad is not None]
@@ -82,6 +83,26 @@ def test_what_a_layer_makes_is_the_students_tensor(make, dtype):
             master.grad = None
     assert len(results[0]) == len(results[1]) > 2
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("make", [full, low_rank])
+def test_a_teacher_in_eight_bits_is_met_exactly(make):
+    """As ComfyUI holds weights in fp8 and computes in 16 bits: torch adds fp8 to nothing."""
+    base = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in teacher(torch.float32).items()}
+    names = NAMES if make is full else WEIGHTS
+    rank = () if make is full else (3, 1.5, stream(1))
+    student = (FullStudent if make is full else LowRankStudent)(base, names, torch.bfloat16, *rank)
+    for name, tensor in dense(student).items():
+        assert torch.equal(tensor, base[name].to(torch.bfloat16)), name
+    dense(student)["conv.weight"].float().square().sum().backward()
+    assert not any(change.any() for change in student.change().values())
+
+
+def test_masters_are_contiguous():
+    """Their optimizer's state is, once it was saved: fused kernels walk both in one order."""
+    base = {"conv.weight": torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)}
+    (master,) = FullStudent(base, ["conv.weight"], torch.float32).masters.values()
+    assert master.is_contiguous() and torch.equal(master.detach(), base["conv.weight"])
 
 
 # -- steps that 16 bits would lose -----------------------------------------------------------
@@ -93,14 +114,14 @@ def test_a_step_of_1e_5_moves_the_masters_of_a_bf16_teacher():
     student = FullStudent(base, ["w.weight"], torch.bfloat16)
     optimizer = torch.optim.AdamW(student.masters.values(), lr=1e-5, weight_decay=0.0)
     for _ in range(20):
-        student.tensors()["w.weight"].float().sum().backward()
+        dense(student)["w.weight"].float().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
     # A constant gradient makes Adam move by its learning rate at every step; float32 holds a
     # weight of 0.03 to 2e-9.
     expected = torch.full((4, 4), -20e-5)
     torch.testing.assert_close(student.change()["w.weight"], expected, rtol=0, atol=20 * 2e-9)
-    assert not torch.equal(student.tensors()["w.weight"], base["w.weight"])
+    assert not torch.equal(dense(student)["w.weight"], base["w.weight"])
 
 
 @pytest.mark.parametrize("make", [full, low_rank])
@@ -108,7 +129,7 @@ def test_gradients_reach_every_master(make):
     base, student = make(torch.bfloat16)
     for master in student.masters.values():
         master.data.add_(0.1)  # up is zero at first, and with it the gradient of down
-    sum(t.float().square().sum() for t in student.tensors().values()).backward()
+    sum(t.float().square().sum() for t in dense(student).values()).backward()
     for name, master in student.masters.items():
         assert master.grad is not None and master.grad.abs().max() > 0, name
     assert all(tensor.grad is None for tensor in base.values())
@@ -135,7 +156,7 @@ def test_a_low_rank_change_by_hand():
         student.masters["w.lora_up.weight"].copy_(torch.tensor([[1.0, 0.0], [2.0, 0.0]]))
         student.masters["w.lora_down.weight"].copy_(torch.tensor([[3.0, 4, 5], [9, 9, 9]]))
     expected = torch.tensor([[1.5, 2.0, 2.5], [3.0, 4.0, 5.0]])
-    assert torch.equal(student.tensors()["w.weight"], expected)
+    assert torch.equal(dense(student)["w.weight"], expected)
     assert torch.equal(student.change()["w.weight"], expected)
 
 
@@ -200,5 +221,5 @@ def test_layers_and_lists_take_what_is_made(rank):
         gradients = torch.autograd.grad(total, [*student.masters.values()])
         return total, *gradients
 
-    for made, expected in zip(run(student.lazy_tensors()), run(student.tensors()), strict=True):
+    for made, expected in zip(run(student.tensors()), run(dense(student)), strict=True):
         torch.testing.assert_close(made, expected)

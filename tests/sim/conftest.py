@@ -1,0 +1,31 @@
+"""The devices that these tests run on: CUDA where there is one, and the pretend accelerator."""
+
+import pytest
+import simdev
+import torch
+
+WHY_NOT = simdev.missing()
+if not WHY_NOT:
+    simdev.load()
+
+_NO_SIM = f"{simdev.MISSING}: {WHY_NOT}"
+_DEVICES = {
+    "cuda": [
+        pytest.mark.cuda,
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    ],
+    "sim": [pytest.mark.skipif(bool(WHY_NOT), reason=_NO_SIM)],
+}
+
+
+@pytest.fixture(params=[pytest.param(name, marks=marks) for name, marks in _DEVICES.items()])
+def device(request):
+    return request.param
+
+
+@pytest.fixture
+def sim():
+    """The pretend accelerator alone, for what real ones cannot be asked."""
+    if WHY_NOT:
+        pytest.skip(_NO_SIM)
+    return "sim"

@@ -1,0 +1,127 @@
+"""Memory, by the device's own count: what runs take against their plans, and what is left when
+there is no more."""
+
+import gc
+from copy import deepcopy
+
+import pytest
+import torch
+from simdev import failing_after, limited, ops
+from trainers import planned, trainer_of
+
+from esd_core.errors import ESDError
+from esd_core.training.checkpoint import StateFile
+from esd_core.training.plan import Plan
+from esd_core.training.run import finish
+
+# -- the plan --------------------------------------------------------------------------------
+
+ONE_STEP = {"width": 128, "height": 128, "training.steps": 1}
+PLANS = {
+    "esd-x": {},
+    "esd-x, recomputed": {"training.gradient_checkpointing": "on"},
+    "esd-x, small pictures": {"width": 64, "height": 64},
+    "esd-x, wide pictures": {"width": 256, "height": 128},
+    "esd-x, large batch": {"training.batch_size": 8},
+    "esd-x, many trajectories": {"trajectory.count": 8},
+    "esd-x, max_drift": {"training.max_drift": 0.5},
+    "esd-x-strict": {"method": "esd-x-strict"},
+    "esd-u": {"method": "esd-u"},
+    "esd-all, adafactor": {"method": "esd-all", "training.optimizer": "adafactor"},
+    "esd-all, low rank": {"method": "esd-all", "training.rank": 4},
+    "selfattn, on policy": {"method": "selfattn", "trajectory.source": "student"},
+    "esd-all, bf16": {"method": "esd-all"},
+    "esd-u, bf16, adafactor": {"method": "esd-u", "training.optimizer": "adafactor"},
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_run_takes_what_its_plan_says(sim, name, make_denoiser, settings, recorder):
+    """Never more, and at most a tenth and 2 MB less."""
+    denoiser = make_denoiser(torch.bfloat16 if "bf16" in name else torch.float32, sim)
+    config = settings({**ONE_STEP, "training.gradient_checkpointing": "off", **PLANS[name]})
+    plan, host = planned(denoiser, config), recorder()
+    gc.collect()  # models of other tests
+    before = ops.allocated()
+    ops.reset_peak()
+    trainer = trainer_of(denoiser, config, plan=plan)
+    finish(trainer, trainer.run(host, host))
+    taken = ops.peak() - before
+    assert taken <= plan.needed <= 1.1 * taken + 2 * 10**6
+
+
+def test_a_low_rank_run_ends_in_the_memory_that_it_was_planned_in(
+    sim, make_denoiser, settings, recorder
+):
+    """On policy and probed, with no dense set of its trained weights at any time."""
+    denoiser = make_denoiser(torch.bfloat16, sim)
+    lean = {"training.rank": 2, "training.steps": 2, "training.gradient_checkpointing": "on"}
+    config = settings({"method": "esd-all", "trajectory.source": "student", **lean})
+    plan, host = planned(denoiser, config), recorder()
+    with limited(ops.allocated() + plan.needed):
+        trainer = trainer_of(denoiser, config, plan=plan)
+        weights = sum(weight.nbytes for weight in denoiser.parameters().values())
+        assert plan.needed < weights, "dense weights would not be seen"
+        finish(trainer, trainer.run(host, host))
+
+
+# -- out of memory at any moment -------------------------------------------------------------
+
+
+def on_device(toy, device, dtype):
+    """The toy there: so small a model that every allocation of a run can fail in turn."""
+
+    class OnDevice(toy):
+        def encode(self, prompts, width, height):
+            return super().encode(prompts, width, height).map(lambda part: part.to(device))
+
+    model = OnDevice({"Van Gogh": (1.0, -0.5, 0.25, 2.0)})
+    model.device, model.compute_dtype = torch.device(device), dtype
+    gain = torch.ones(4, device=device, dtype=dtype)
+    model.gain = model.teacher = torch.nn.Parameter(gain, requires_grad=False)
+    return model
+
+
+PARTS = {
+    "adamw": (torch.float32, "adamw", False),
+    "adamw, bf16": (torch.bfloat16, "adamw", True),
+    "adamw, fp16": (torch.float16, "adamw", False),
+    "adafactor": (torch.float32, "adafactor", False),
+    "adafactor, bf16": (torch.bfloat16, "adafactor", True),
+}
+TINY = {"training.steps": 2, "trajectory.steps": 2, "trajectory.count": 1}
+TINY |= {"trajectory.source": "student"}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_out_of_memory_at_every_allocation(
+    sim, name, toy, settings, recorder, tmp_path, monkeypatch
+):
+    """The model is as it was, one sentence says so, and the state that is kept resumes to the
+    same bits."""
+    dtype, optimizer, keeps_bf16 = PARTS[name]
+    config = settings({**TINY, "training.optimizer": optimizer})
+    monkeypatch.setattr("esd_core.training.student.select", lambda *_: ("gain",))
+    passes = 1 if keeps_bf16 else 2  # 16 bits hold the gradients of one pass alone
+    plan = Plan(0, 0, 0, 0, 0, 0, 0, 0, False, 4 // passes, keeps_bf16, 4)
+    file = StateFile(tmp_path / "state.safetensors", {}, "base")
+    model = on_device(toy, sim, dtype)
+    teacher = model.teacher.clone()
+
+    whole, broken, rest = (trainer_of(model, config, plan=plan) for _ in range(3))
+    start, host = deepcopy(whole.state_dict()), recorder()
+    made = ops.allocations()
+    whole.run(host, host)
+    count, expected = ops.allocations() - made, whole.student.masters["gain"].detach()
+    assert count > 100
+    broken.state_file = file
+    for at in range(count):
+        file.path.unlink(missing_ok=True)
+        broken.load_state_dict(deepcopy(start))
+        with failing_after(at), pytest.raises(ESDError, match="^out of memory .*: take "):
+            broken.run(host, host)
+        assert model.gain is model.teacher and torch.equal(model.teacher, teacher)
+        assert file.path.exists() == (broken.step > 0)
+        rest.load_state_dict(file.read() if broken.step else deepcopy(start))
+        rest.run(host, host)
+        assert torch.equal(rest.student.masters["gain"].detach(), expected), at

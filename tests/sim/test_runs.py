@@ -1,0 +1,68 @@
+"""Whole runs on the device: they end with the CPU's bits, and one that was stopped does too."""
+
+import pytest
+import torch
+from simdev import ops
+
+from esd_core.training.optimizer import make_optimizer
+from esd_core.training.run import erase
+
+RUNS = {
+    "esd-x": {},
+    "esd-x-strict, low rank, adafactor": {
+        "method": "esd-x-strict",
+        "training.rank": 4,
+        "training.optimizer": "adafactor",
+    },
+    "esd-u, on policy, checkpointing": {
+        "method": "esd-u",
+        "trajectory.source": "student",
+        "training.gradient_checkpointing": "on",
+    },
+    "selfattn, several concepts, no clipping": {
+        "method": "selfattn",
+        "concepts": ["Van Gogh -> Mondrian", "red house <- house"],
+        "preserve": ["a dog"],
+        "training.max_grad_norm": 0.0,
+    },
+    "esd-all, bf16, adafactor": {"method": "esd-all", "training.optimizer": "adafactor"},
+    "esd-x, bf16": {"trajectory.guidance": 1.0, "training.schedule": "linear"},
+}
+
+
+def model(make_denoiser, name, device):
+    """In channels_last where the student is on policy: as trainers hold convolutions."""
+    denoiser = make_denoiser(torch.bfloat16 if "bf16" in name else torch.float32, device)
+    if "on policy" in name:
+        denoiser.pipeline.unet.to(memory_format=torch.channels_last)
+    return denoiser
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_stopped_run_ends_with_the_bits_of_a_whole_one_on_the_cpu(
+    sim, name, make_denoiser, settings, recorder, tmp_path
+):
+    config = settings({"training.steps": 4, **RUNS[name]})
+    host = recorder()
+    expected = erase(model(make_denoiser, name, "cpu"), config, host, host)
+    denoiser, file = model(make_denoiser, name, sim), tmp_path / "state.safetensors"
+    before = {n: p.clone() for n, p in denoiser.parameters().items()}
+    host = recorder(stop_at=2)
+    assert erase(denoiser, config, host, host, file).outcome.ending == "stopped"
+    host = recorder()
+    result = erase(denoiser, config, host, host, file, resume=True)
+    assert result.outcome.losses == expected.outcome.losses
+    for key, tensor in expected.erasure.tensors.items():
+        assert torch.equal(result.erasure.tensors[key], tensor), key
+    assert all(torch.equal(p, before[n]) for n, p in denoiser.parameters().items())
+
+
+def test_the_optimizer_steps_in_place_there(sim, settings):
+    """By a kernel of its own, which needs no memory halfway."""
+    master = torch.nn.Parameter(torch.ones(4, device=sim))
+    optimizer = make_optimizer(settings().training, [master])
+    master.grad = torch.ones_like(master)
+    made = ops.allocations()
+    optimizer.step()
+    assert ops.allocations() == made
+    assert not torch.equal(master.detach().cpu(), torch.ones(4))
