@@ -78,14 +78,12 @@ def as_address(picture: Image.Image) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
 
 
-@PromptServer.instance.routes.post("/esd/draws")
 async def _draws(request: web.Request) -> web.Response:
     """{"client": ...}: this page draws runs itself."""
     _drawing.add(str((await request.json())["client"]))
     return web.Response()
 
 
-@PromptServer.instance.routes.post("/esd/stop")
 async def _stop(request: web.Request) -> web.Response:
     """{"prompt": ..., "node": ...}: that run is to end now and to keep what it has trained."""
     asked = await request.json()
@@ -94,3 +92,9 @@ async def _stop(request: web.Request) -> web.Response:
         return web.Response(status=404, text="there is no such run: it may have ended already")
     run.is_to_finish = True
     return web.Response()
+
+
+# A pack may be loaded where no server runs, by a script of the host's for example.
+if hasattr(PromptServer, "instance"):
+    PromptServer.instance.routes.post("/esd/draws")(_draws)
+    PromptServer.instance.routes.post("/esd/stop")(_stop)

@@ -26,6 +26,7 @@ SMALL_OPTIONS = {
     "save_dtype": "fp32",
     "preview_every": 0,
     "until": 0.0,
+    "schedule": "constant",
 }
 PROMPT = "a house in the style of Van Gogh"
 AGAIN = " "

@@ -11,6 +11,8 @@ from graphs import SMALL_OPTIONS, SMALL_TRAINING, Graph, files
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from esd_core.config.mappings import override
+from esd_core.config.presets import load_preset
 from esd_core.config.settings import ErasureConfig
 from esd_core.files.apply import applied
 from esd_core.files.native import read_erasure
@@ -131,7 +133,8 @@ def test_the_same_training_gives_the_same_erasure(server, pocket, request_of):
     run = graph.run()
     assert run.ending == "execution_success", run.error
     there = read_erasure(files(server, "loras/esd/backends*")[0])
-    config = ErasureConfig.from_mapping(settings({**SMALL_TRAINING, **CALM}, SMALL_OPTIONS))
+    given = settings({**SMALL_TRAINING, **CALM}, SMALL_OPTIONS)
+    config = ErasureConfig.from_mapping(override(load_preset("pocket"), given))
     here = erase(pocket, config, Quiet(), Quiet()).erasure
     assert there.metadata["esd.config_digest"] == here.metadata["esd.config_digest"]
     assert there.metadata["esd.base_fingerprint"] == here.metadata["esd.base_fingerprint"]
