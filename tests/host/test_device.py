@@ -31,8 +31,11 @@ def on_device(tmp_path_factory):
 
 @pytest.mark.parametrize("options", [{}, {"precision": "bf16", "rank": 4}], ids=["fp32", "bf16"])
 def test_it_trains_there_as_on_the_cpu(on_device, server, options):
-    """Behind a picture, whose sampling has left the weights on the device. In bf16 Adam turns the last
-    digits of gradients into another course, so that it is seen only that it trains."""
+    """Behind a picture, whose sampling has left the weights on the device.
+
+    In bf16 Adam turns the last digits of gradients into another course: it is seen only that it
+    trains.
+    """
     (device,) = on_device.get("/system_stats")["devices"]
     assert device["type"] == "npu"
     prefix = f"esd/device-{len(options)}"
