@@ -174,7 +174,8 @@ def test_the_summary_names_shares_drifts_and_the_file(
 def test_a_preview_is_a_picture_beside_the_erasure(tmp_path: Path) -> None:
     words = ("--preview-every", "2", "--width", "64", "--height", "64")
     assert esd(*ERASE, "--out", tmp_path / "a.safetensors", *words) == 0
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "a.step-000002.png"]
+    made = {path.name for path in tmp_path.iterdir()}
+    assert made == {"a.safetensors", "a.step-000002.png", "esd_history.jsonl"}
     assert Image.open(tmp_path / "a.step-000002.png").width > 128
     assert cover(tmp_path / "a.safetensors").size == (256, 256)
 
@@ -189,7 +190,7 @@ def test_a_preview_that_fails_is_skipped_and_said(
     words = ("--preview-every", "2", "--width", "64", "--height", "64")
     assert esd(*ERASE, "--out", tmp_path / "a.safetensors", *words) == 0
     assert "no preview of step 2: CUDA out of memory" in capsys.readouterr().err
-    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+    assert {path.name for path in tmp_path.iterdir()} == {"a.safetensors", "esd_history.jsonl"}
 
 
 def cover(file: Path) -> Image.Image:

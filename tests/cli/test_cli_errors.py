@@ -17,6 +17,7 @@ from esd_core.cli.main import main
 from esd_core.config.mappings import override
 from esd_core.config.presets import load_preset
 from esd_core.config.settings import ErasureConfig
+from esd_core.files import history
 from esd_core.files.apply import fingerprint
 from esd_core.files.erasure import Erasure
 from esd_core.files.native import read_erasure, write_erasure
@@ -72,7 +73,8 @@ def file(tmp_path: Path) -> Path:
 
 
 def left(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+    """All but the log of runs, which has each that has begun."""
+    return {path.name for path in folder.iterdir()} - {history.NAME}
 
 
 # -- settings, before a model is loaded --------------------------------------------------------
