@@ -48,7 +48,9 @@ def cancelled(server, prefix, after, options=None, **inputs):
 
 def first_step(run):
     """Of those that the node has shown."""
-    return min(int(found[1]) for t in run.texts if (found := re.match(r"step (\d+) of", t)))
+    return min(
+        int(found[1]) for t in run.texts if (found := re.match(r"step (\d+) of \d+, loss", t))
+    )
 
 
 def erasure(server, prefix):

@@ -183,13 +183,13 @@ def test_the_list_tells_files_of_the_official_format_apart(server, saved):
     assert {"out/pocket_00001_.safetensors", "out/lora_00001_.safetensors"} <= set(listed)
 
 
-@pytest.mark.parametrize("form", ["erasure", "LoRA"])
-def test_a_loaded_file_is_converted_in_the_graph(server, saved, form):
+@pytest.mark.parametrize(("form", "strength"), [("erasure", 0.5), ("LoRA", 0.25)])
+def test_a_loaded_file_is_converted_in_the_graph(server, saved, form, strength):
     """The official code's, of weights that have patches worked into them by then."""
     graph = Graph(server)
     model, clip, vae = graph.pocket()
     file = "out/official_00001_.safetensors (official format)"
-    loaded = graph.add("ESDLoadErased", model=model, file=file, strength=0.5)
+    loaded = graph.add("ESDLoadErased", model=model, file=file, strength=strength)
     drawn = graph.picture([loaded, 0], clip, vae)
     prefix = f"out/from-official-{form}"
     node = graph.add(
