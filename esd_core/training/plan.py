@@ -97,8 +97,12 @@ def margin(device: torch.device, free: int) -> int:
 
 _WORKSPACES = 256 * 2**20
 _FRAGMENTS = 0.03
-_PIECES = 4 * 512
-"""Bytes that are lost to rounding for each master, with its gradient and its optimizer's state."""
+
+
+def _rounding(masters: int) -> int:
+    """What an allocator adds that hands out pieces of 512 bytes: to each master, its gradient and
+    its optimizer's state, and to the activations that are alive together."""
+    return 4 * 512 * masters + 2**18
 
 
 class Planner:
@@ -211,7 +215,7 @@ class Planner:
             optimizer=optimizer,
             activations=max(0, step - gradients),
             bank=bank,
-            needed=held + max(step, stepping, rows * row) + _PIECES * len(sizes),
+            needed=held + max(step, stepping, rows * row) + _rounding(len(sizes)),
             free=self._free,
             checkpointing=checkpointing,
             micro_batch=micro_batch,
