@@ -2,11 +2,11 @@
 
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from trainers import SMALL, Recorder
 
 from esd_core.config.settings import ErasureConfig
 from esd_core.models.architectures import SDXL
@@ -15,23 +15,6 @@ from esd_core.models.diffusers_backend import DiffusersDenoiser
 from esd_core.models.prediction import Epsilon
 from esd_core.pocket.build.text import tokenizers
 from esd_core.pocket.models import build_scheduler, build_text_towers, build_unet, build_vae
-
-SMALL = {
-    "concepts": ["Van Gogh"],
-    "contexts": [],
-    "width": 64,
-    "height": 64,
-    "negative_guidance": 1.0,
-    "preserve_weight": 1.0,
-    "trajectory": {"steps": 3, "count": 2, "guidance": 3.0},
-    "training": {
-        "steps": 5,
-        "batch_size": 4,
-        "learning_rate": 1e-3,
-        "save_dtype": "fp32",
-        "loss_weight": "output",
-    },
-}
 
 
 @pytest.fixture(scope="session")
@@ -101,36 +84,6 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.section("The pretend accelerator was not built", sep="!", red=True)
         why = missing[0].rpartition(f"{_NO_SIM}: ")[2].rstrip("')")
         terminalreporter.write_line(f"{len(missing)} tests were SKIPPED: {why}.", red=True)
-
-
-class Recorder:
-    """Events and commands of a run: notes everything, does what `at` says after a step, stops."""
-
-    def __init__(self, stop_at=None, at=None, finish_at=None):
-        self.stop_at, self.at, self.finish_at = stop_at, at or {}, finish_at
-        self.steps, self.previews, self.saves, self.probes = [], [], [], []
-        self.done = 0
-
-    def on_step(self, progress):
-        self.steps.append(progress)
-        self.done = progress.step
-        if progress.step in self.at:
-            self.at[progress.step]()
-
-    def on_preview(self, step: int, student: dict):
-        self.previews.append((step, student))
-
-    def on_probe(self, step: int, report):
-        self.probes.append((step, report))
-
-    def on_save(self, step: int, path: Path):
-        self.saves.append((step, path))
-
-    def should_stop(self):
-        return self.stop_at is not None and self.done >= self.stop_at
-
-    def should_finish(self):
-        return self.finish_at is not None and self.done >= self.finish_at
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.multiprocessing
-from conftest import SMALL, Recorder
+from trainers import SMALL, Recorder
 
 from esd_core.config.settings import ErasureConfig
 from esd_core.method.shares import ALONE

@@ -24,6 +24,8 @@ PACK = Path(__file__).resolve().parents[2]
 PACK_NAME = "esd-concept-erasure"
 """Of the folder that it has in custom_nodes/."""
 VARIABLE = "COMFYUI_PATH"
+NO_BROWSER = "no browser"
+"""Why a test of the page is skipped."""
 PYTHON_VARIABLE = "COMFYUI_PYTHON"
 START_SECONDS, RUN_SECONDS = 180, 300
 

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from comfy_server import VARIABLE, Server, find_comfyui, running
+from comfy_server import NO_BROWSER, VARIABLE, Server, find_comfyui, running
 
 HERE = Path(__file__).parent
 _COMFYUI = find_comfyui()
 _MISSING = "no ComfyUI"
-NO_BROWSER = "no browser"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import NO_BROWSER
+from comfy_server import NO_BROWSER
 from graphs import Graph, drawn_with, files, pictures
 
 from esd_core.files.native import read_erasure

@@ -104,7 +104,7 @@ def test_out_of_memory_at_every_allocation(
     monkeypatch.setattr("esd_core.training.student.select", lambda *_: ("gain",))
     passes = 1 if keeps_bf16 else 2  # 16 bits hold the gradients of one pass alone
     plan = Plan(0, 0, 0, 0, 0, 0, 0, 0, False, 4 // passes, keeps_bf16, 4)
-    file = StateFile(tmp_path / "state.safetensors", {}, "base")
+    file = StateFile(tmp_path / "state.safetensors", config.flat(), "base")
     model = on_device(toy, sim, dtype)
     teacher = model.teacher.clone()
 
