@@ -98,6 +98,7 @@ class NodeEvents:
 
     def on_probe(self, step: int, report: ProbeReport) -> None:
         self._live.show(probe={"step": step, "share": report.share, "drift": report.drift})
+        self._say()
 
     def on_preview(self, step: int, student: Mapping[str, Weight]) -> None:
         self._show(student, step)
