@@ -91,6 +91,8 @@ PARTS = {
 }
 TINY = {"training.steps": 2, "trajectory.steps": 2, "trajectory.count": 1}
 TINY |= {"trajectory.source": "student"}
+TINY |= {"training.learning_rate": 0.3, "training.max_grad_norm": 0.0}
+"""So large a rate that gradients change: Adam takes the same step twice for one, if they do not."""
 
 
 @pytest.mark.parametrize("name", PARTS)
