@@ -53,14 +53,20 @@ async function loadTemplate() {
   await page.evaluate((prefix) => {
     const nodes = app.graph.nodes;
     const set = (kind, values) => {
-      const node = nodes.find((one) => one.type === kind);
+      const node = app.graph.nodes.find((one) => one.type === kind);
       for (const [name, value] of Object.entries(values)) node.widgets.find((one) => one.name === name).value = value;
       return node;
     };
-    const needed = ["ESDLoadPocket", "ESDTrainOptions", "ESDTrain"];
+    const needed = ["ESDLoadPocket", "ESDTrain"];
     for (const node of nodes) if (!needed.includes(node.type)) node.mode = 2;
-    set("ESDTrainOptions", { trajectory_count: 2, trajectory_steps: 4, batch_size: 4, preview_every: 4, probe_every: 2 });
-    const train = set("ESDTrain", { steps: 400, width: 64, height: 64, filename_prefix: prefix });
+    const train = set("ESDTrain", { steps: "400", width: "64", height: "64", filename_prefix: prefix });
+    const options = LiteGraph.createNode("ESDTrainOptions");
+    app.graph.add(options);
+    options.pos = [train.pos[0], train.pos[1] - options.size[1] - 60];
+    options.connect(0, train, train.inputs.findIndex((input) => input.name === "options"));
+    set("ESDTrainOptions", {
+      trajectory_count: "2", trajectory_steps: "4", batch_size: "4", preview_every: 4, probe_every: 2,
+    });
     app.canvas.ds.scale = 0.9;
     app.canvas.ds.offset = [200 - train.pos[0], 120 - train.pos[1]];
     app.canvas.setDirty(true, true);
