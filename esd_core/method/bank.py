@@ -30,8 +30,8 @@ _ENCODED = 64
 """Prompts that go through the text encoders together."""
 _BESIDE = 2 / 3
 """Share of what preserves, beside trajectories of its own, that has a prompt for every state."""
-_ROWS = 2**20
-"""More than a round has trajectories."""
+_MANY = 2**20
+"""More than a round has trajectories, or a trajectory steps."""
 
 
 @dataclass
@@ -53,6 +53,16 @@ class _Found:
             whole.free += part.free
             whole.evaluations += part.evaluations
         return whole
+
+
+_AFTER_ANCHORS = _MANY
+"""Between two steps."""
+
+
+def _places(width: int, step: int, trajectories: Tensor) -> Tensor:
+    """Where samples stand among a round's, whichever ranks they come from: by the predictions that
+    their terms need, the most first, then by step, then by trajectory."""
+    return ((-width * _MANY + step) * 2 * _MANY) + trajectories
 
 
 class Bank:
@@ -200,12 +210,12 @@ class Bank:
         asked = zip(*(term.rollout() for term in terms), strict=True)
         columns = [self._conditions(prompts) for prompts in asked]
         erasing = sum(term.concept is not None for term in terms)
-        places = torch.tensor(rows or range(len(terms))) - len(columns) * _ROWS**2
+        trajectories = torch.tensor(rows or range(len(terms)))
         steps = count()
 
         def on_step(x: Tensor, sigma: float, predictions: Sequence[Tensor]) -> None:
             step = next(steps)
-            here = places + 2 * step * _ROWS
+            here = _places(len(columns), step, trajectories)
             with self._teacher(student):
                 teacher = self._predict(x, sigma, columns, found) if student else predictions
                 found.evaluations += len(x) * len(predictions)
@@ -244,7 +254,7 @@ class Bank:
         if not self._empty:
             return []
         of_empty = self._samples([self._empty] * len(terms), x, sigma, [predictions[1]])
-        empty = Placed(places + _ROWS, of_empty)
+        empty = Placed(places + _AFTER_ANCHORS, of_empty)
         if not self._source.preserves_anchors:
             return [empty]
         rows = [i for i, t in enumerate(terms) if t.concept is not None and t.anchor != t.student]

@@ -2,8 +2,8 @@
 
 A student that sees one prompt learns that prompt. So the concept is put into generic templates with
 generic other words, and what it should give there is the same prompt without the concept, so that
-all else in it stays. As many samples come from the same templates with other words in the concept's
-place, which are preserved: what is not shown to stay, goes.
+all else in it stays. Twice as many samples come from the same templates with other words in the
+concept's place, which are preserved: what is not shown to stay, goes.
 
 Words and templates are the same for every model and every concept.
 """
@@ -81,7 +81,8 @@ class ContextTerms:
         own = [text for text in config.contexts if text != AUTO]
         self._own = own_role(own) if own else None
         self._has_auto = AUTO in config.contexts
-        erased = [role for concept in config.concepts for role in self._roles(concept)]
+        self._roles = {concept: self._roles_of(concept) for concept in config.concepts}
+        erased = [role for roles in self._roles.values() for role in roles]
         both = [without_names(role, config.concepts) for role in ROLES[""]]
         # Styles and objects stay, whatever is erased; roles of equal templates are one.
         self._preserved = list(dict.fromkeys([*erased, *both]))
@@ -99,14 +100,14 @@ class ContextTerms:
         followed = []
         for turn in turns:
             concept = concepts[turn % len(concepts)]
-            roles = self._roles(concept)
+            roles = self._roles[concept]
             template = self._template(roles[turn // len(concepts) % len(roles)])
             followed.append(erasing_in(template, concept, self._config.negative_guidance))
         followed += self._preserving(round(FOLLOWED * trajectory.count))
         beside = self._preserving(trajectory.count * trajectory.steps)
         return RoundTerms(tuple(followed), beside)
 
-    def _roles(self, concept: Concept) -> tuple[Role, ...]:
+    def _roles_of(self, concept: Concept) -> tuple[Role, ...]:
         auto = roles_of(concept) if self._has_auto else ()
         roles = (*auto, self._own) if self._own else auto
         return tuple(without_names(role, self._config.concepts) for role in roles)
@@ -123,10 +124,9 @@ class ContextTerms:
         named, weight = self._config.preserve, self._config.preserve_weight
         if not weight:
             return ()
-        roles = self._preserved
         prompts = []
         for place in range(count):
-            role = roles[place % len(roles)]
+            role = self._preserved[place % len(self._preserved)]
             prompts.append(self._template(role).prompt(self._draw.word(role.others)))
             if named and place % 2:
                 prompts[-1] = named[place // 2 % len(named)]

@@ -56,10 +56,14 @@ class Samples:
         return Samples(**moved, erasing=self.erasing)
 
     @staticmethod
-    def cat(parts: Sequence[Samples]) -> Samples:
-        """All samples of all parts, those that erase first."""
-        erasing = [torch.arange(len(part)) < part.erasing for part in parts]
-        order = torch.cat(erasing).int().argsort(descending=True, stable=True)
+    def cat(parts: Sequence[Samples], places: Tensor | None = None) -> Samples:
+        """All samples of all parts, those that erase first.
+
+        places: by which either sort is put in order, int64 [N]; by default they stay as they come.
+        """
+        preserves = torch.cat([torch.arange(len(part)) >= part.erasing for part in parts])
+        order = torch.arange(len(preserves)) if places is None else places.argsort(stable=True)
+        order = order[preserves[order].int().argsort(stable=True)]
         joined = {
             name: torch.cat([part.tensors()[name] for part in parts])[order]
             for name in parts[0].tensors()
@@ -110,13 +114,4 @@ class Placed:
     def in_order(parts: Sequence[Placed]) -> Samples:
         """All samples of all parts by their places, those that erase first."""
         places = torch.cat([part.places for part in parts])
-        preserves = torch.cat(
-            [torch.arange(len(part.samples)) >= part.samples.erasing for part in parts]
-        )
-        order = places.argsort(stable=True)
-        order = order[preserves[order].int().argsort(stable=True)]
-        joined = {
-            name: torch.cat([part.samples.tensors()[name] for part in parts])[order]
-            for name in parts[0].samples.tensors()
-        }
-        return Samples(**joined, erasing=int((~preserves).sum()))
+        return Samples.cat([part.samples for part in parts], places)

@@ -16,6 +16,7 @@ from ...esd_core.errors import first_line
 from ...esd_core.method.probes import ProbeReport
 from ...esd_core.models.swap import Weight
 from ...esd_core.storage.output import megabytes
+from ...esd_core.training.collapse import collapse
 from ...esd_core.training.events import Progress
 from ...esd_core.training.plan import Plan
 from ...esd_core.training.trainer import Trainer
@@ -97,7 +98,9 @@ class NodeEvents:
         self._say()
 
     def on_probe(self, step: int, report: ProbeReport) -> None:
-        self._live.show(probe={"step": step, "share": report.share, "drift": report.drift})
+        ruined = bool(collapse(report.as_dict(), self._config.negative_guidance))
+        told = {"share": report.share, "drift": report.drift, "ruined": ruined}
+        self._live.show(probe={"step": step, **told})
         self._say()
 
     def on_preview(self, step: int, student: Mapping[str, Weight]) -> None:

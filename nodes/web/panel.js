@@ -5,7 +5,6 @@ import { COLORS, DRIFT, LOSS, draw, names, smoothed, worst } from "./chart.js";
 const NARROWEST = 260;
 export const THUMBS = 8;
 const GONE = 0.02;
-const MUCH = 0.5;
 
 const style = document.createElement("style");
 style.textContent = `
@@ -141,7 +140,7 @@ function verdict(run) {
   const last = run.probes.at(-1);
   if (!last) return "";
   const left = names(run).filter((name) => last.share[name] > GONE);
-  if (worst(last.drift).part > MUCH) return "Too much else has drifted: a lower learning rate keeps it";
+  if (last.ruined) return "Too much else has drifted: a lower learning rate keeps it";
   if (!left.length) return run.running ? "Gone: it can be stopped" : "Gone";
   return `Still there: ${left.join(", ")}`;
 }
