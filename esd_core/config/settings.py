@@ -150,7 +150,8 @@ class TrainingConfig(Settings):
     """Measure on held-out noise every so many steps; 0 measures only at the end, or every 10 steps
     when until or max_drift needs it."""
     until: Number = Field(0.0, ge=0, le=1)
-    """Stop early once two probes running find this share or less of the concept; 0 is off."""
+    """Stop early once two probes running find this share or less of the concept; 0 is off. A run
+    that stops so has met few contexts, and can leave the concept in other prompts."""
     max_drift: Number = Field(0.0, ge=0, le=10)
     """Stop when a preserved prompt has drifted beyond this, relative to its prediction, and keep
     the last state below it; 0 is off."""

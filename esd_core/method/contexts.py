@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from ..config.concepts import Concept
@@ -135,7 +136,11 @@ class ContextTerms:
 
 def probed(config: ErasureConfig) -> dict[str, tuple[Term, ...]]:
     """By line, what tells how much of its concept is left: its bare prompt, and the concept in
-    contexts that no run sees, the same ones in every run."""
+    contexts that no run sees, the same ones in every run.
+
+    Of a concept that another replaces, what is left is what tells it from that one: the empty
+    prompt shares less with the two than they with each other.
+    """
     found, eta, draw = {}, config.negative_guidance, Draw(config)
     for concept, bare in zip(config.concepts, erasing(config), strict=True):
         held_out = [
@@ -143,7 +148,8 @@ def probed(config: ErasureConfig) -> dict[str, tuple[Term, ...]]:
             for role in roles_of(concept)
             for template in without_names(role, config.concepts).held_out
         ]
-        found[str(concept)] = (bare, *held_out)
+        own = replace(bare, base=bare.anchor) if concept.anchor else bare
+        found[str(concept)] = (own, *held_out)
     return found
 
 

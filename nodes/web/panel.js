@@ -135,13 +135,14 @@ function entry(color, dashes, said, tip) {
   return made;
 }
 
-/** Whether to stop, at a glance. */
+/** How it goes, at a glance. */
 function verdict(run) {
   const last = run.probes.at(-1);
   if (!last) return "";
   const left = names(run).filter((name) => last.share[name] > GONE);
   if (last.ruined) return "Too much else has drifted: a lower learning rate keeps it";
-  if (!left.length) return run.running ? "Gone: it can be stopped" : "Gone";
+  // Steps that are left carry it to prompts that no probe asks: a run stopped here leaves more.
+  if (!left.length) return run.running ? "Gone where it is measured: let it run on" : "Gone where it is measured";
   return `Still there: ${left.join(", ")}`;
 }
 

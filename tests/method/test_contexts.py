@@ -191,6 +191,7 @@ def test_a_line_is_probed_by_its_name_and_in_contexts(settings):
     config = settings({**AUTO, "concepts": ["Van Gogh (style)", "boat (object) -> a tree"]})
     asked = probed(config)
     assert list(asked) == ["Van Gogh (style)", "boat (object) -> a tree"]
+    assert [bare.base for bare, *_ in asked.values()] == ["", "a tree"], "what tells it from that"
     for (bare, *held_out), name in zip(asked.values(), ("Van Gogh", "boat"), strict=True):
         assert bare.student == name and len(held_out) == 3
         assert all(name in t.student and name not in t.base for t in held_out)
