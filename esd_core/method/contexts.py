@@ -18,7 +18,16 @@ from typing import Any, TypeVar
 from ..config.concepts import Concept
 from ..config.settings import AUTO, ErasureConfig
 from .samples import preserved_part
-from .templates import ADJECTIVES, ROLES, Role, Template, own_role, roles_of, without_names
+from .templates import (
+    ADJECTIVES,
+    MEDIA,
+    ROLES,
+    Role,
+    Template,
+    own_role,
+    roles_of,
+    without_names,
+)
 from .terms import LineTerms, RoundTerms, Term, TermSource, erasing, terms
 
 T = TypeVar("T")
@@ -118,7 +127,7 @@ class ContextTerms:
         draw = self._draw
         is_mixed = bool(role.mixed) and draw.deal(MIXED)
         template = draw.deal(role.mixed if is_mixed else role.plain)
-        return template.with_words(draw.word(role.words), draw.deal(ADJECTIVES))
+        return template.with_words(draw.word(role.words), draw.deal(ADJECTIVES), draw.word(MEDIA))
 
     def _preserving(self, count: int) -> tuple[Term, ...]:
         """Of the roles in turn, and now and then what a person asks to preserve."""

@@ -14,16 +14,19 @@ from .words import OBJECTS, STYLES
 class Template:
     """A prompt for a concept {c}, and the same without it.
 
-    {c:s} is the concept's plural, {w} another word, {a} an adjective.
+    {c:s} is the concept's plural, {w} another word, {a} an adjective, {m} what kind of picture.
     """
 
     text: str
     without: str = ""
 
-    def with_words(self, word: str, adjective: str = "") -> Template:
+    def with_words(self, word: str, adjective: str = "", medium: str = "picture") -> Template:
         """All but the concept in its place."""
-        text = self.text.replace("{a}", adjective).replace("{w}", word)
-        return Template(text, self.without.replace("{w}", word))
+        text, without = (
+            text.replace("{a}", adjective).replace("{w}", word).replace("{m}", medium)
+            for text in (self.text, self.without)
+        )
+        return Template(text, without)
 
     def prompt(self, concept: str) -> str:
         text = self.text.replace("{c:s}", plural(concept)).replace("{c}", concept)
@@ -69,20 +72,30 @@ STYLE = Role(
     plain=(
         Template("{c}"),
         Template("{c} style"),
-        Template("a painting in the style of {c}", "a painting"),
-        Template("a {c} painting", "a painting"),
+        Template("{c} {m}", "{m}"),
+        Template("a {c} {m}", "a {m}"),
+        Template("a {m} by {c}", "a {m}"),
+        Template("a {m} in the style of {c}", "a {m}"),
         Template("art in the style of {c}", "art"),
+        Template("the art of {c}", "the art"),
+        Template("something in the manner of {c}", "something"),
     ),
     mixed=(
-        Template("a {w} in the style of {c}", "a {w}"),
-        Template("a {c} painting of a {w}", "a painting of a {w}"),
-        Template("{w}, {c} style", "{w}"),
         Template("{c} {w}", "{w}"),
-        Template("a picture of a {w} in {c} style", "a picture of a {w}"),
+        Template("{c}: a {w}", "a {w}"),
+        Template("{w}, {c} style", "{w}"),
+        Template("the {w} of {c}", "the {w}"),
+        Template("a {w} by {c}", "a {w}"),
+        Template("{w} in the manner of {c}", "{w}"),
+        Template("a {w} in the style of {c}", "a {w}"),
+        Template("a {c} version of a {w}", "a version of a {w}"),
+        Template("a {c} {m} of a {w}", "a {m} of a {w}"),
+        Template("a {m} of a {w} in {c} style", "a {m} of a {w}"),
+        Template("the {w} in a {c} {m}", "the {w} in a {m}"),
     ),
     held_out=(
         Template("{c} artwork", "artwork"),
-        Template("an image of a {w} by {c}", "an image of a {w}"),
+        Template("an image that shows a {w}, made by {c}", "an image that shows a {w}"),
         Template("a {w} like {c} would paint it", "a {w}"),
     ),
     words=OBJECTS,
@@ -93,18 +106,31 @@ OBJECT = Role(
         Template("{c}", "a photo"),
         Template("a {c}", "a photo"),
         Template("the {c}", "a photo"),
-        Template("a photo of a {c}", "a photo"),
-        Template("a picture of a {c}", "a picture"),
+        Template("your {c}", "a photo"),
         Template("{c:s}", "a photo"),
+        Template("two {c:s}", "a photo"),
+        Template("some {c:s}", "a photo"),
         Template("a {a} {c}", "a photo"),
         Template("{a} {c:s}", "a photo"),
+        Template("here is a {c}", "a photo"),
+        Template("close to a {c}", "a photo"),
+        Template("a {c} on white", "on white"),
+        Template("a {m} of a {c}", "a {m}"),
+        Template("a {m} with a {c}", "a {m}"),
     ),
     mixed=(
-        Template("a {c} in the style of {w}", "art in the style of {w}"),
-        Template("a {w} painting of a {c}", "a {w} painting"),
-        Template("{c}, {w} style", "{w} style"),
         Template("{w} {c}", "{w}"),
-        Template("a picture of a {c} in {w} style", "a picture in {w} style"),
+        Template("{w}: a {c}", "{w}"),
+        Template("{c}, {w} style", "{w} style"),
+        Template("the {c} of {w}", "{w}"),
+        Template("a {c} by {w}", "art by {w}"),
+        Template("{w} art with a {c}", "{w} art"),
+        Template("a {c} in the manner of {w}", "art in the manner of {w}"),
+        Template("a {c} in the style of {w}", "art in the style of {w}"),
+        Template("a {w} version of a {c}", "a {w} version"),
+        Template("a {w} {m} of a {c}", "a {w} {m}"),
+        Template("a {m} of a {c} in {w} style", "a {m} in {w} style"),
+        Template("the {c} in a {w} {m}", "a {w} {m}"),
     ),
     held_out=(
         Template("a snapshot of a {c}", "a snapshot"),
@@ -117,15 +143,20 @@ OBJECT = Role(
 PERSON = Role(
     plain=(
         Template("{c}", "a person"),
-        Template("a photo of {c}", "a photo of a person"),
-        Template("a portrait of {c}", "a portrait of a person"),
+        Template("{c} at home", "a person at home"),
+        Template("{c}, smiling", "a person, smiling"),
         Template("the face of {c}", "the face of a person"),
+        Template("a portrait of {c}", "a portrait of a person"),
+        Template("a {m} of {c}", "a {m} of a person"),
+        Template("a {m} with {c}", "a {m} with a person"),
     ),
     mixed=(
-        Template("{c} in the style of {w}", "a person in the style of {w}"),
-        Template("a {w} painting of {c}", "a {w} painting of a person"),
         Template("{c}, {w} style", "a person, {w} style"),
+        Template("{c} by {w}", "a person by {w}"),
+        Template("{c} in the style of {w}", "a person in the style of {w}"),
         Template("a {w} portrait of {c}", "a {w} portrait of a person"),
+        Template("a {w} {m} of {c}", "a {w} {m} of a person"),
+        Template("a {m} of {c} in {w} style", "a {m} of a person in {w} style"),
     ),
     held_out=(
         Template("a snapshot of {c}", "a snapshot of a person"),
@@ -138,14 +169,18 @@ ACT = Role(
     plain=(
         Template("{c}", "a person"),
         Template("a person, {c}", "a person"),
-        Template("a photo of a person, {c}", "a photo of a person"),
         Template("{c}, a woman", "a woman"),
         Template("{c}, a man", "a man"),
+        Template("two people, {c}", "two people"),
+        Template("a {m} of a person, {c}", "a {m} of a person"),
+        Template("a {m} of {c}", "a {m} of a person"),
     ),
     mixed=(
         Template("{c} in the style of {w}", "a person in the style of {w}"),
-        Template("a {w} painting of a person, {c}", "a {w} painting of a person"),
         Template("people, {c}, {w} style", "people, {w} style"),
+        Template("{c} by {w}", "a person by {w}"),
+        Template("a {w} {m} of a person, {c}", "a {w} {m} of a person"),
+        Template("a {w} {m} of {c}", "a {w} {m} of a person"),
     ),
     held_out=(
         Template("a snapshot of {c}", "a snapshot of a person"),
@@ -178,6 +213,12 @@ def roles_of(concept: Concept) -> tuple[Role, ...]:
 ADJECTIVES = (
     *("beautiful", "black", "blue", "bright", "dark", "green", "heavy", "huge", "little", "lovely"),
     *("modern", "new", "old", "round", "simple", "small", "strange", "white", "wooden", "yellow"),
+)
+
+
+MEDIA = (
+    *("mural", "painting", "photo", "picture", "postcard", "poster", "print", "scene"),
+    *("tapestry", "watercolor"),
 )
 
 

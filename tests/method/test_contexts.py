@@ -177,7 +177,7 @@ def test_no_word_holds_what_is_erased(settings):
     assert len(found) > 400 and not any("boat" in term.student for term in found)
 
 
-@pytest.mark.parametrize("name", ["photo", "Painting", "person", "art"])
+@pytest.mark.parametrize("name", ["photo", "Painting", "person", "art", "postcard"])
 def test_what_templates_say_can_be_erased_too(settings, name):
     """No prompt that is preserved names it, nor does an anchor, which is preserved as well."""
     source = drawn(settings, rounds=20, concepts=[f"{name} (object)", "a face (person)"])
