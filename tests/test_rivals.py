@@ -230,7 +230,7 @@ def test_asks_name_the_concept_and_what_else_should_be_seen():
     assert len({a.seed for a in asked}) == 10
     worded = attack.other_wordings("Van Gogh")
     assert {a.rest for a in worded if a.prompt.startswith("tree")} == {"tree"}
-    assert {a.rest for a in worded} == {"", "boat", "tree"}
+    assert {a.rest for a in worded} == {"", "boat", "tree", "fish"}
     (first,) = {replace(a, seed=0) for a in attack.other_wordings("house") if "Hokusai" in a.prompt}
     assert first.rest == "Hokusai"
 

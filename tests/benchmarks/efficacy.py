@@ -3,10 +3,10 @@
     make bench NAME=efficacy [JSON=OUT.json] [ARGS="--seeds N --only NAME --struck"]
     python -m benchmarks.efficacy OUT.json [--seeds N] [--only NAME] [--struck]
 
-Prompts and seeds are in no other file: settings were chosen on captions.HELD_OUT_*, and by other
-seeds. Erasures are trained in float32; pictures are drawn in bfloat16, before and after, which
-takes half the time and reads alike. OUT.json keeps every run that is done, so that an interrupted
-table goes on. With --struck no word of pocket's world is in the lists that contexts draw from.
+Prompts and seeds are in no other file, and no setting was chosen on them. Erasures are trained in
+float32; pictures are drawn in bfloat16, before and after, which takes half the time and reads
+alike. OUT.json keeps every run that is done, so that an interrupted table goes on. With --struck no
+word of pocket's world is in the lists that contexts draw from.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from esd_core.config.concepts import parse
 from esd_core.files.apply import applied
 from esd_core.images.render import render
 from esd_core.method import templates
@@ -33,28 +34,28 @@ from esd_core.training.run import erase
 from . import pocket
 
 STYLED = (
-    "a sketch of a {object} after {style}",
-    "{style}'s {object}",
-    "an illustration of the {object} in {style} manner",
-    "the {object} as painted by {style}",
-    "a beautiful {style} picture with a {object}",
-    "old {style} canvas, {object}",
+    "a {object} rendered by {style}",
+    "{style} meets a {object}",
+    "what {style} would make of a {object}",
+    "the famous {object} from {style}",
+    "a {object} scene, very {style}",
+    "wall art: {style}, {object}",
 )
 UNSTYLED = (
-    "a small {object}",
-    "this is a {object}",
-    "there is a {object}",
-    "my {object}",
-    "a view of the {object}",
-    "{object} outdoors",
+    "look, a {object}",
+    "the {object} over there",
+    "a {object} at noon",
+    "an ordinary {object}",
+    "a {object} in the middle",
+    "one more {object}",
 )
 STYLE_WORDINGS = (
-    *("{c}", "{c} style", "{l} style", "a {c} painting", "boat, {l} style", "inspired by {c}"),
-    *("a {l} artwork", "tree by {c}", "{l}", "picture, {c}"),
+    *("{c}", "{c} style", "{l} style", "a {c} painting", "boat, {l} style", "{l}", "tree, {c}"),
+    *("a fish that {l} made", "in {c}'s manner", "very {l}"),
 )
 OBJECT_WORDINGS = (
-    *("{c}", "the {c}", "{c} photo", "a red {c}", "a {c} at night", "one {c}, please", "{c}s"),
-    *("big {c}", "drawing of a {c}", "Hokusai {c}"),
+    *("{c}", "the {c}", "{c}s", "{c} photo", "a red {c}", "one {c}, please", "at the {c}"),
+    *("my {c} and I", "Hokusai {c}", "a picture full of {c}s"),
 )
 FURTHER = {"Van Gogh": ("Vincent Van Gogh",)}
 RUNS = (
@@ -70,7 +71,7 @@ RUNS = (
 STEPS, PER_PAIR, PER_WORDING = 20, 16, 20
 OBEYED = 0.5
 """Wordings count that the untouched model obeys in so many of its pictures: not "cars"."""
-FIRST_SEED = 700_000
+FIRST_SEED = 800_000
 
 
 def prompt_of(name: str, look: str, index: int) -> str:
@@ -149,16 +150,26 @@ def shown_in_wordings(denoiser: DiffusersDenoiser, name: str) -> dict[str, float
 
 def shares(run: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     """Of what a run has left: erased names, the others of their kind and of the other kind (IRA,
-    CRA) as shares of what they were, and the rest of prompts that name what was erased."""
-    names = [line.partition(" -> ")[0].partition(" <- ")[0] for line in run["lines"]]
+    CRA) as shares of what they were, and the rest of prompts that name what was erased.
+
+    What is erased from a wider concept is judged in prompts for that.
+    """
+    concepts = [parse(line) for line in run["lines"]]
+    names = [concept.name for concept in concepts]
+    wider = {n for n in KINDS for c in concepts if n in c.erase_from} - {*names}
     kinds = {KINDS[name] for name in names}
     kept = {n: _share(run, n, names) / _share(before, n, names) for n in KINDS if n not in names}
     same = [share for name, share in kept.items() if KINDS[name] in kinds]
     other = [share for name, share in kept.items() if KINDS[name] not in kinds]
-    beside = [r for r in run["seen"] if {*r[:2]} & {*names}]
+    beside = [r for r in run["seen"] if {*r[:2]} & {*names} and wider <= {*r[:2]}]
     intact = [a == s for r in beside for a, s in zip(r[:2], r[2:], strict=True) if a not in names]
     return {
-        "left": {name: _share(run, name, []) for name in names},
+        "left": {name: _share({"seen": beside}, name, []) for name in names},
+        "instead": {
+            c.anchor: _share({"seen": beside}, c.name, [], shows=c.anchor)
+            for c in concepts
+            if c.anchor
+        },
         "IRA": statistics.mean(same),
         "CRA": statistics.mean(other) if other else None,
         "worst": min((share, name) for name, share in kept.items()),
@@ -175,11 +186,12 @@ def shares(run: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _share(run: dict[str, Any], name: str, without: Sequence[str]) -> float:
-    """Of pictures that ask for a name, and for none of the others, those that show it."""
+def _share(run: dict[str, Any], name: str, without: Sequence[str], shows: str = "") -> float:
+    """Of pictures that ask for a name, and for none of the others, those that show it, or what is
+    to take its place."""
     place = ("object", "style").index(KINDS[name])
     asked = [r for r in run["seen"] if r[place] == name and not {*r[:2]} & {*without}]
-    return sum(r[2 + place] == name for r in asked) / len(asked)
+    return sum(r[2 + place] == (shows or name) for r in asked) / len(asked)
 
 
 def table(done: Sequence[dict[str, Any]], before: dict[str, Any]) -> str:
@@ -193,12 +205,13 @@ def table(done: Sequence[dict[str, Any]], before: dict[str, Any]) -> str:
         runs = [run for run in done if tuple(run["lines"]) == lines]
         found = [shares(run, before) for run in runs]
         left = [max(f["left"].values()) for f in found]
+        instead = {name: min(f["instead"][name] for f in found) for name in found[0]["instead"]}
         worst, wording = min(f["worst"] for f in found), max(f["wordings"] for f in found)
         cra = [f["CRA"] for f in found if f["CRA"] is not None]
         probe = [max(run["probes"].values()) for run in runs]
         cells = [
             " + ".join(lines),
-            _range(left),
+            ", ".join([_range(left), *(f"{name} {share:.0%}" for name, share in instead.items())]),
             _range([f["IRA"] for f in found]),
             _range(cra) if cra else "",
             f"{worst[1]} {worst[0]:.0%}",
