@@ -22,6 +22,7 @@ WORLD := out/comfyui
 
 demo: $(INSTALLED) $(HOST)
 	$(VENV)/bin/esd demo --out out/demo
+	$(VENV)/bin/esd demo --concept fish --out out/demo/fish
 	$(IN_HOST) $(VENV)/bin/python tests/host/demo.py out/demo
 
 # What to test goes into ARGS: make test ARGS="tests/host -k pocket".

@@ -31,7 +31,7 @@ COMMANDS = {
     "inspect": (inspect, "Say what an erasure file holds."),
     "history": (history, "List the runs that were made in a folder, and those that can go on."),
     "export": (export, "Merge an erasure into a model, for other programs."),
-    "demo": (demo, "Erase Van Gogh from the embedded model, with pictures and measures."),
+    "demo": (demo, "Erase a concept from the embedded model, with pictures and measures."),
 }
 
 

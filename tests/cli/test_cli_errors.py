@@ -569,3 +569,9 @@ def test_a_report_that_finds_no_room_is_told(
     assert code == 2
     assert "table.json cannot be written: File too large" in sentence(capsys.readouterr().err)
     assert left(tmp_path) == {file.name}
+
+
+def test_a_demo_of_what_pocket_does_not_know(capsys, tmp_path):
+    told = refusal(capsys, "demo", "--concept", "Monet", "--out", tmp_path / "demo")
+    assert '"Monet"' in told and "--concept" in told and "Van Gogh" in told and "fish" in told
+    assert not (tmp_path / "demo").exists()

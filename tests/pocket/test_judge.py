@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from esd_core.cli.demo import compared
 from esd_core.errors import FileError
 from esd_core.files.erasure import Erasure
 from esd_core.models.diffusers_backend import DiffusersDenoiser, load_denoiser
@@ -184,3 +185,13 @@ def test_an_evaluation_renders_before_and_after(pocket: DiffusersDenoiser) -> No
     assert kept == judgement
     unchanged = Judgement(judgement.before, judgement.before, frozenset())
     assert judge(pocket, [], per_pair=1, steps=1) == unchanged
+
+
+@pytest.mark.parametrize("concept", ["Van Gogh", "pixel art", "fish", "house"])
+def test_a_demo_looks_at_what_names_its_concept_and_at_what_does_not(concept):
+    named, *others = compared(concept).values()
+    assert len(named) == 3 and all(concept in pair for pair in named)
+    shown = [pair for pairs in others for pair in pairs]
+    assert not any(concept in pair for pair in shown)
+    own_kind = {pair[KINDS[concept] == "style"] for pair in others[0]}
+    assert len(own_kind) >= 4, "of its own kind, nearly all"
