@@ -22,7 +22,7 @@ WIDGETS = (
     *("training.gradient_checkpointing", "training.save_every", "training.preview_every"),
     *("training.probe_every", "training.until", "training.max_drift", "training.save_dtype"),
 )
-LATER = ("contexts", "training.schedule", "training.loss_weight")
+LATER = ("contexts", "training.schedule", "training.loss_weight", "training.deterministic")
 """Last, so that workflows of before open as they were."""
 EVERYDAY = {
     *("preserve_weight", "training.batch_size", "training.optimizer", "training.rank"),

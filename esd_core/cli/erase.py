@@ -124,6 +124,7 @@ def load_model(
     arguments: Namespace, asked: Mapping[str, Any]
 ) -> tuple[DiffusersDenoiser, ErasureConfig]:
     """The model, and the settings for it."""
+    launch.allow_deterministic(asked)
     precision = asked.get("training", {}).get("precision", "auto")
     denoiser = models.load(arguments.model, precision, arguments.device)
     is_pocket = arguments.model == models.POCKET

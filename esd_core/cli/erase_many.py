@@ -88,6 +88,7 @@ def _run(arguments: Namespace, ranks: Alone) -> int:
     common, entries = read_list(arguments.list)
     for entry in entries:  # as far as that goes without the model
         _config(entry, None if arguments.model == models.POCKET else SDXL)
+        launch.allow_deterministic(entry.asked)
     outputs.check_outputs([arguments.out], [arguments.list], force=True, folder=True)
     precision = common.get("training", {}).get("precision", "auto")
     denoiser = models.load(arguments.model, precision, arguments.device)

@@ -1,7 +1,8 @@
 """Several GPUs and machines: which of the ranks this process is, and starting them.
 
-torchrun, accelerate and srun tell a process its place by environment variables alone. So this file
-reads them, and no other does: it is of the command, and ComfyUI never loads it.
+torchrun, accelerate and srun tell a process its place by environment variables alone, and cuBLAS
+reads one of its own. So this file has them, and no other does: it is of the command, and ComfyUI
+never loads it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, ESDError
 from ..method.shares import ALONE, Alone
@@ -92,6 +93,12 @@ def ranks_of(arguments: Namespace, shards_optimizer: bool = False) -> Iterator[A
             if ranks.tells(error):
                 raise
             raise SystemExit(_FAILED) from None
+
+
+def allow_deterministic(asked: Mapping[str, Any]) -> None:
+    """Where these settings ask for the same bits each time, tells cuBLAS before its first use."""
+    if asked.get("training", {}).get("deterministic"):
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def _leave(code: int) -> None:

@@ -157,6 +157,9 @@ class TrainingConfig(Settings):
     the last state below it; 0 is off."""
     save_dtype: FileDtype = "fp16"
     """Number format of the erasure file."""
+    deterministic: bool = False
+    """On a GPU, compute the same bits in every run, as a CPU does by itself: without it two runs
+    differ there in their last digits, and so does one that was stopped and went on. Slower."""
 
     @model_validator(mode="after")
     def _fit_each_other(self) -> TrainingConfig:

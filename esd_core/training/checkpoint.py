@@ -24,7 +24,7 @@ RESUMABLE = {
     f"training.{name}"
     for name in (
         *("steps", "save_every", "preview_every", "probe_every", "until", "max_drift"),
-        *("save_dtype", "gradient_checkpointing"),
+        *("save_dtype", "gradient_checkpointing", "deterministic"),
     )
 }
 """Settings that may differ when a run goes on: when it ends or reports, not its result."""

@@ -21,6 +21,7 @@ from ..method.shares import ALONE, Alone
 from ..method.terms import prompts_of
 from ..models.denoiser import Denoiser, Rehearsable
 from .checkpoint import StateFile, damaged
+from .deterministic import deterministic
 from .events import Control, Events, Outcome
 from .making import make_erasure
 from .plan import Plan, check
@@ -71,6 +72,18 @@ def prepare(
 
     ranks: who trains it together, each from a call of its own with the same arguments.
     """
+    with deterministic(config.training.deterministic):
+        return _prepared(denoiser, config, plan, state_file, resume, ranks)
+
+
+def _prepared(
+    denoiser: Denoiser,
+    config: ErasureConfig,
+    plan: Plan,
+    state_file: Path | None,
+    resume: bool,
+    ranks: Alone,
+) -> Trainer:
     training = config.training
     size = config.width, config.height
     weigh = None

@@ -17,6 +17,7 @@ from ..method.shares import ALONE, Alone
 from ..method.terms import preserving
 from ..models.denoiser import Denoiser
 from .checkpoint import StateFile
+from .deterministic import deterministic
 from .early_stop import RUNNING, EarlyStop
 from .events import Control, Events, Outcome, Progress
 from .out_of_memory import oom_as_error
@@ -69,7 +70,7 @@ class Trainer:
             ESDError: the loss is not finite, or the memory is used up.
         """
         try:
-            with oom_as_error():
+            with oom_as_error(), deterministic(self.config.training.deterministic):
                 return self._run(events, control)
         except KeyboardInterrupt:
             raise

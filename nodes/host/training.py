@@ -14,6 +14,7 @@ from typing import Any
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
+from comfy.cli_args import args
 from comfy.model_management import (
     InterruptProcessingException,
     processing_interrupted,
@@ -21,6 +22,7 @@ from comfy.model_management import (
 )
 
 from ...esd_core.config.settings import ErasureConfig
+from ...esd_core.errors import ESDError
 from ...esd_core.files.cover import covered
 from ...esd_core.files.erasure import Erasure
 from ...esd_core.files.metadata import Key
@@ -91,6 +93,7 @@ def train(
     architecture(model)
     refuse_quantised(model)
     refuse_split(model)
+    _refuse_too_late(model, config)
     texts = Texts(clip)
     texts.learn(encoded_prompts(config))
     with oom_as_error(), borrowed(model, config.training.precision, _needed(model)) as own:
@@ -112,6 +115,16 @@ def train(
     if finished.is_whole(trained.erasure.metadata, config.training.steps):
         states.clear(course, len(trainer.losses))
     return trained
+
+
+def _refuse_too_late(model: comfy.model_patcher.ModelPatcher, config: ErasureConfig) -> None:
+    """ESDError for same bits each time where the host has not asked for them at its start."""
+    is_cpu = comfy.model_management.is_device_cpu(model.load_device)
+    if config.training.deterministic and not (is_cpu or args.deterministic):
+        raise ESDError(
+            "`training.deterministic` has to be known before a GPU is first used: start ComfyUI "
+            "with --deterministic, or switch it off"
+        )
 
 
 def _tell_planning(live: LiveRun, what: str) -> None:

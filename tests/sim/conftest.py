@@ -1,8 +1,13 @@
 """The devices that these tests run on: CUDA where there is one, and the pretend accelerator."""
 
+import os
+
 import pytest
 import simdev
 import torch
+
+# For runs that are asked to be deterministic; cuBLAS reads it at its first use.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 WHY_NOT = simdev.missing()
 if not WHY_NOT:
