@@ -141,18 +141,37 @@ def _module(name: str) -> types.ModuleType:
         "get_amp_supported_dtype": lambda: half,
         "get_device_name": lambda *_: properties.name,
         "get_device_properties": lambda *_: properties,
-        "memory_allocated memory_reserved": lambda *_: ops.allocated(),
+        "memory_allocated": lambda *_: ops.allocated(),
+        "memory_reserved": lambda *_: ops.allocated() + _fragments[-1],
         "max_memory_allocated": lambda *_: ops.peak(),
         "reset_peak_memory_stats": lambda *_: ops.reset_peak(),
-        "mem_get_info": lambda *_: (ops.limit() - ops.allocated(), ops.limit()),
-        "memory_stats": lambda *_: dict.fromkeys(_STATS, ops.allocated()),
+        "mem_get_info": lambda *_: (ops.limit() - ops.allocated() - _fragments[-1], ops.limit()),
+        "memory_stats": lambda *_: _stats(),
     }.items():
         for one in names.split():
             setattr(module, one, answer)
     return module
 
 
-_STATS = ("active_bytes.all.current", "reserved_bytes.all.current")
+def _stats() -> dict[str, int]:
+    return {
+        "active_bytes.all.current": ops.allocated(),
+        "reserved_bytes.all.current": ops.allocated() + _fragments[-1],
+        "inactive_split_bytes.all.current": _fragments[-1],
+    }
+
+
+_fragments = [0]
+
+
+@contextmanager
+def fragmented(size: int):
+    """Inside, torch holds so many bytes more, in pieces that are too small for anything."""
+    _fragments.append(size)
+    try:
+        yield
+    finally:
+        _fragments.pop()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from . import erased, outputs
 from . import model as models
 from .console import pictures, say
 from .flags import add_flags, number, read
+from .room import Room
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,7 +124,9 @@ def _render(
     from ..images.render import render
 
     prompts, seeds = [prompt for prompt, _ in rows], [seed for _, seed in rows]
-    batch = max(1, _PIXELS_AT_ONCE // (sampling["width"] * sampling["height"]))
+    size = sampling["width"], sampling["height"]
+    wanted = min(len(rows), max(1, _PIXELS_AT_ONCE // (size[0] * size[1])))
+    batch = Room(denoiser, *size).side_by_side(wanted, [erasure for erasure, _ in erasures])
     columns: list[Tensor] = []
     with pictures(len(rows) * (1 + len(erasures))) as report:
 

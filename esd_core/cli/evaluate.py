@@ -14,6 +14,10 @@ from . import erased, outputs
 from . import model as models
 from .console import pictures, say
 from .flags import add_flags, read
+from .room import Room
+
+_TOGETHER = 32
+"""Pictures that are drawn side by side, where there is room for them."""
 
 
 class Pictures(Settings):
@@ -50,7 +54,8 @@ def run(arguments: Namespace) -> int:
         )
     total = asked.per_pair * len(OBJECTS) * len(LOOKS) * (2 if erasures else 1)
     with models.memory_told(), pictures(total) as report:
-        judged = judge(denoiser, erasures, **asked.model_dump(), on_progress=report)
+        together = Room(denoiser, SIZE, SIZE).side_by_side(_TOGETHER, [e for e, _ in erasures])
+        judged = judge(denoiser, erasures, **asked.model_dump(), on_progress=report, batch=together)
     result = judged.as_dict()
     say(table(result))
     if arguments.json:

@@ -10,6 +10,7 @@ from ..config.settings import ErasureConfig
 from ..errors import first_line
 from . import outputs
 from .console import note, progress_bar
+from .room import Room
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,6 +35,7 @@ class TerminalEvents:
         self.cover: Image | None = None
         """The first concept's last picture."""
         self._denoiser, self._config, self._out = denoiser, config, out
+        self._room: Room | None = None
 
     def on_step(self, progress: Progress) -> None:
         if self.bar.n == 0:
@@ -64,6 +66,8 @@ class TerminalEvents:
         prompts = [term.student for term in erasing(config)]
         seeds, guidance = [config.seed] * len(prompts), config.trajectory.guidance
         size = (config.width, config.height)
+        self._room = self._room or Room(self._denoiser, *size)
+        self._room.side_by_side(1)  # or there is none, and the run goes on
         with self._denoiser.swapped(student):
             pictures = render(
                 self._denoiser, prompts, seeds, _PREVIEW_STEPS, guidance, *size, batch=1

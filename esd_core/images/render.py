@@ -53,8 +53,11 @@ def render(
     for start in range(0, len(prompts), batch):
         noise = picture_noise(seeds[start : start + batch], shape).to(denoiser.device)
         own = rows[start : start + len(noise)]
-        pair = [encoded.select(own), encoded.select([rows[-1]] * len(noise))]
-        pictures.append(denoiser.decode(sample(denoiser, noise, pair, schedule, guidance)))
+        against = [rows[-1]] * len(noise)
+        latents = sample(
+            denoiser, noise, [encoded.select(own), encoded.select(against)], schedule, guidance
+        )
+        pictures.append(denoiser.decode(latents))
         if on_picture:
             on_picture(start + len(noise), len(prompts))
     return torch.cat(pictures)

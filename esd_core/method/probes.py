@@ -108,7 +108,11 @@ class Probes:
         rollouts = [term.rollout() for term in chain(*probed.values())]
         asked = ranks.share([*dict.fromkeys([*rollouts, *watched])])
         for width in sorted({len(prompts) for prompts in asked}):  # those are followed side by side
-            self._record([prompts for prompts in asked if len(prompts) == width])
+            alike = [prompts for prompts in asked if len(prompts) == width]
+            most = sampling_batch or TRAJECTORIES * width * len(alike)
+            together = max(1, most // (TRAJECTORIES * width))
+            for start in range(0, len(alike), together):
+                self._record(alike[start : start + together])
         self._watched = watched
         self._probed = self._telling(probed)
 
@@ -117,8 +121,6 @@ class Probes:
 
         asked: for each, the prompt that it follows, the empty one, and any other to predict.
         """
-        if not asked:
-            return
         config, denoiser = self._config, self._denoiser
         prompts = list(dict.fromkeys(p for column in zip(*asked, strict=True) for p in column))
         encoded = denoiser.encode(prompts, config.width, config.height)
@@ -129,14 +131,18 @@ class Probes:
         shape = denoiser.latent_shape(config.width, config.height)
         generator = torch.Generator().manual_seed(seed)
         noise = unit_noise((TRAJECTORIES, *shape), generator, denoiser.device)
-        seen: list[tuple[Tensor, float, Sequence[Tensor]]] = []
+        seen: list[tuple[Tensor, float, list[Tensor]]] = []
+
+        def see(x: Tensor, sigma: float, predicted: Sequence[Tensor]) -> None:
+            seen.append((x.cpu(), sigma, [prediction.cpu() for prediction in predicted]))
+
         sample(
             denoiser,
             repeat(noise, "n ... -> (p n) ...", p=len(asked)),
             [encoded.select(column) for column in columns],
             denoiser.schedule(min(STEPS, config.trajectory.steps)),
             config.trajectory.guidance,
-            lambda x, sigma, predicted: seen.append((x, sigma, predicted)),
+            see,
             self._sampling_batch,
         )
         sigma = torch.tensor([s for _, s, _ in seen])
@@ -149,8 +155,7 @@ class Probes:
                 for i in range(len(row))
             ]
             own = encoded.select([int(places[index, 0])]).map(lambda tensor: tensor.cpu())
-            cpu = [prediction.cpu() for prediction in predicted]
-            self._states[row] = _States(x.cpu(), sigma, own, dict(zip(row, cpu, strict=True)))
+            self._states[row] = _States(x, sigma, own, dict(zip(row, predicted, strict=True)))
 
     @property
     def rows(self) -> int:
@@ -218,10 +223,11 @@ class Probes:
 
     def _predict(self, states: _States) -> Tensor:
         """The student's direction at all states, on the CPU, in batches no larger than the
-        training's."""
+        training's, or a round's."""
         device = self._denoiser.device
         prompt = states.prompt.map(lambda tensor: tensor.to(device))
-        parts = torch.arange(len(states.x)).split(self._config.training.batch_size)
+        batch = self._config.training.batch_size
+        parts = torch.arange(len(states.x)).split(min(batch, self._sampling_batch or batch))
         return torch.cat(
             [
                 self._denoiser.predict(

@@ -24,6 +24,7 @@ from ..storage.dtypes import PRECISIONS
 from ..storage.reading import read_header
 from .architectures import Architecture, like
 from .denoiser import Conditioning, Schedule
+from .fragments import fragments
 from .keys import diffusers_to_canonical
 from .prediction import prediction
 from .swap import Weight, hollowed, replaced, slots_of
@@ -31,7 +32,9 @@ from .swap import Weight, hollowed, replaced, slots_of
 POCKET = "pocket"
 """What the embedded model is asked for by."""
 _POCKET_FOLDER = Path(__file__).parents[1] / "pocket" / "weights"
-_DECODED = 4
+_ENCODED = 8
+"""Prompts that are encoded side by side: a run with contexts has a hundred of them."""
+DECODED = 4
 """Pictures that are decoded side by side."""
 
 
@@ -86,7 +89,7 @@ class DiffusersDenoiser:
         memory = torch.get_device_module(self.device)
         held = memory.memory_reserved(self.device) - memory.memory_allocated(self.device)
         free: int = memory.mem_get_info(self.device)[0] + held
-        return free
+        return free - fragments(self.device)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         factor = self.pipeline.vae_scale_factor
@@ -101,8 +104,12 @@ class DiffusersDenoiser:
         scheduler.set_timesteps(steps)
         return Schedule(scheduler.sigmas.float(), float(scheduler.init_noise_sigma))
 
-    @torch.no_grad()
     def encode(self, prompts: Sequence[str], width: int, height: int) -> Conditioning:
+        parts = [prompts[start : start + _ENCODED] for start in range(0, len(prompts), _ENCODED)]
+        return Conditioning.cat([self._encode(part, width, height) for part in parts])
+
+    @torch.no_grad()
+    def _encode(self, prompts: Sequence[str], width: int, height: int) -> Conditioning:
         if not self.architecture.takes_sizes:
             context, _ = self.pipeline.encode_prompt(
                 list(prompts), self.device, 1, do_classifier_free_guidance=False
@@ -154,23 +161,26 @@ class DiffusersDenoiser:
         with self._upcast() as vae:
             scaled = (latents / vae.config.scaling_factor).to(vae.dtype)
             # A few at a time: an autoencoder's activations are large, and a CPU's caches are not.
-            parts = [vae.decode(part).sample.float() for part in scaled.split(_DECODED)]
+            parts = [vae.decode(part).sample.float() for part in scaled.split(DECODED)]
         return (torch.cat(parts) / 2 + 0.5).clamp(0, 1).cpu()
+
+    @property
+    def decoding_dtype(self) -> torch.dtype:
+        """The autoencoder's own, but float32 in the place of fp16 if its config asks for that:
+        SDXL's own overflows, so that pictures are black. As diffusers' pipelines do it."""
+        vae, dtype = self.pipeline.vae, self.pipeline.vae.dtype
+        overflows = dtype == torch.float16 and vae.config.force_upcast
+        return torch.float32 if overflows and self.architecture.takes_sizes else dtype
 
     @contextmanager
     def _upcast(self) -> Iterator[Any]:
-        """The autoencoder, inside in float32 if its config asks for that: SDXL's own overflows in
-        fp16, so that pictures are black. As diffusers' pipelines do it."""
-        vae = self.pipeline.vae
-        overflows = vae.dtype == torch.float16 and vae.config.force_upcast
-        if not (overflows and self.architecture.takes_sizes):
-            yield vae
-            return
-        vae.to(torch.float32)
+        """The autoencoder, inside as it decodes."""
+        vae, before = self.pipeline.vae, self.pipeline.vae.dtype
+        vae.to(self.decoding_dtype)
         try:
             yield vae
         finally:
-            vae.to(torch.float16)
+            vae.to(before)
 
 
 def _architecture(pipeline: DiffusionPipeline) -> Architecture:

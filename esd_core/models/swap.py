@@ -68,14 +68,16 @@ def replaced(slots: Mapping[str, Slot], tensors: Mapping[str, Weight]) -> Iterat
                 module._parameters[leaf] = original
 
 
-def hollowed(network: nn.Module) -> nn.Module:
+def hollowed(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """A copy whose tensors have the shapes of the network's, and are made anew, on the CPU.
 
     Inside torch's FakeTensorMode those have no contents: nothing of the network's size is made.
+
+    dtype: of all of them; their own unless given.
     """
     memo: dict[int, object] = {}
     for tensor in (*network.parameters(), *network.buffers()):
-        empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+        empty = torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device="cpu")
         is_parameter = isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = nn.Parameter(empty, requires_grad=False) if is_parameter else empty
     return copy.deepcopy(network, memo)

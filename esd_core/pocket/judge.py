@@ -126,6 +126,7 @@ def judge(
     on_progress: OnProgress | None = None,
     before: tuple[Reading, ...] | None = None,
     prompt: PromptOf = held_out_prompt,
+    batch: int = 32,
 ) -> Judgement:
     """Reads pocket's pictures before and after the erasures; without any, both are the same.
 
@@ -135,6 +136,7 @@ def judge(
         seed: the first of as many seeds as there are pictures.
         before: readings of the same cases from an earlier call, to save half of the pictures.
         prompt: how an object in a look is asked for.
+        batch: how many pictures are sampled side by side.
 
     Raises:
         FileError: an erasure does not fit pocket, or pocket's weights are incomplete.
@@ -148,7 +150,10 @@ def judge(
                 on_progress(done * total + count, rounds * total)
 
         prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
-        pictures = render(denoiser, prompts, seeds, steps, guidance, SIZE, SIZE, on_picture=report)
+        size = (SIZE, SIZE)
+        pictures = render(
+            denoiser, prompts, seeds, steps, guidance, *size, batch=batch, on_picture=report
+        )
         return read(oracle, cases, pictures)
 
     first = readings(0) if before is None else before

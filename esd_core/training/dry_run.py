@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -21,6 +21,7 @@ from ..config.settings import ErasureConfig
 from ..method.objective import regression_loss
 from ..method.terms import prompts_of, terms
 from ..models.denoiser import Rehearsable
+from ..models.swap import hollowed
 from .repeats import Repeated, fold, watch
 from .student import Student, make_student
 
@@ -129,6 +130,18 @@ class DryRun:
         rows = self._row.map(lambda t: torch.empty(BATCH, *t.shape[1:], dtype=t.dtype))
         x = torch.empty(BATCH, self._channels, edge, edge)
         return self._network.predict(x, torch.ones(BATCH), rows)
+
+
+def counted(module: nn.Module, dtype: torch.dtype, call: Callable[[nn.Module], object]) -> Count:
+    """Of what a module needs in a call of which nothing is kept for a gradient.
+
+    call: is given a hollow copy in that dtype, and calls it with inputs of BATCH and EDGE * LEVELS.
+    """
+    with FakeTensorMode(), torch.no_grad():
+        hollow = hollowed(module, dtype)
+        with _Alive([*hollow.parameters(), *hollow.buffers()]) as alive:
+            call(hollow)
+    return Count(alive.events)
 
 
 def _named(config: ErasureConfig, checkpointing: bool) -> str:

@@ -56,15 +56,16 @@ class Plan:
 
     def __str__(self) -> str:
         names = ("weights", "masters", "gradients", "optimizer", "activations", "bank")
-        parts = ", ".join(f"{name} {_size(getattr(self, name))}" for name in names)
+        parts = ", ".join(f"{name} {size(getattr(self, name))}" for name in names)
         how = f"checkpointing {'on' if self.checkpointing else 'off'}"
         return (
-            f"memory: {parts} ({how}); {_size(self.needed)} needed beside the weights, "
-            f"{_size(self.free)} free"
+            f"memory: {parts} ({how}); {size(self.needed)} needed beside the weights, "
+            f"{size(self.free)} free"
         )
 
 
-def _size(count: int) -> str:
+def size(count: int) -> str:
+    """Of so many bytes, in words."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
@@ -89,8 +90,11 @@ def check(
 def margin(device: torch.device, free: int) -> int:
     """Bytes of an accelerator that a run leaves alone, since no count of tensors shows them.
 
-    Workspaces of its libraries for matrix products and convolutions, and pieces that its allocator
-    holds between tensors and cannot put together.
+    Workspaces of its libraries for matrix products and convolutions; the latents of all
+    trajectories that are sampled side by side, 0.2 MB each at 1024x1024, of which a plan counts
+    those in the network; and pieces that its allocator will hold between tensors and cannot put
+    together. Those that it holds already do not count as free. What probes have recorded lies in
+    the CPU's memory, and a preview that finds no room for the autoencoder is skipped.
     """
     return 0 if device.type == "cpu" else _WORKSPACES + round(_FRAGMENTS * free)
 
@@ -141,7 +145,7 @@ class Planner:
         if made.fits:
             return made
         raise ESDError(
-            f"training needs {_size(made.needed)} beside the model, and {_size(made.free)} are "
+            f"training needs {size(made.needed)} beside the model, and {size(made.free)} are "
             f"free on {self._denoiser.device}: {self.suggest(config)}"
         )
 

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...esd_core.errors import ConfigError, ESDError
 from ...esd_core.models.denoiser import Conditioning, Schedule
+from ...esd_core.models.fragments import fragments
 from ...esd_core.models.prediction import from_denoised
 from ...esd_core.models.swap import Weight, hollowed, materialize, replaced, slots_of
 from .model import architecture, context_width, prediction
@@ -74,7 +75,7 @@ class HostDenoiser:
                 block.__dict__.pop("forward", None)  # the class's own shows again
 
     def free_memory(self) -> int:
-        return int(get_free_memory(self.device))
+        return int(get_free_memory(self.device)) - fragments(self.device)
 
     def hollow(self) -> HostDenoiser:
         inner = copy.copy(self._inner)

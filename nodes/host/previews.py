@@ -54,15 +54,18 @@ class Previewer:
                 f"has {channels}: connect the VAE of the same checkpoint"
             )
 
-    def draw(self, student: Mapping[str, Weight]) -> Image.Image | None:
-        """None where neither the pack nor the host can make a picture of such latents."""
+    def draw(self, student: Mapping[str, Weight], sampling_batch: int) -> Image.Image | None:
+        """None where neither the pack nor the host can make a picture of such latents.
+
+        sampling_batch: evaluations that go through the network together.
+        """
         with self._denoiser.swapped(student):
-            latents = self._latents()
+            latents = self._latents(sampling_batch)
         if self._vae is not None and self._has_room(latents):
             return self._decoded(latents)
         return self._guessed(latents)
 
-    def _latents(self) -> Tensor:
+    def _latents(self, sampling_batch: int) -> Tensor:
         denoiser, config = self._denoiser, self._config
         shape = denoiser.latent_shape(config.width, config.height)
         generator = torch.Generator().manual_seed(config.seed)
@@ -70,7 +73,8 @@ class Previewer:
         rows = denoiser.encode([self.prompt, ""], config.width, config.height)
         pair = [rows.select([0]), rows.select([1])]
         guidance = config.trajectory.guidance
-        return sample(denoiser, noise, pair, denoiser.schedule(STEPS), guidance)
+        schedule = denoiser.schedule(STEPS)
+        return sample(denoiser, noise, pair, schedule, guidance, sampling_batch=sampling_batch)
 
     def _has_room(self, latents: Tensor) -> bool:
         """Whether the host decodes beside the run: where it lacks memory, it takes the MODEL from

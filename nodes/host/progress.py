@@ -66,6 +66,7 @@ class NodeEvents:
         plan: Plan,
     ) -> None:
         self._config, self._live, self._previewer = config, live, previewer
+        self._sampling_batch = plan.sampling_batch
         self._bar, self._clock, self._said = comfy.utils.ProgressBar(_BAR), Clock(), 0.0
         self._pictures: list[Image.Image] = []
         self._doing = f"{plan};\nrecording what the model predicts"
@@ -115,7 +116,7 @@ class NodeEvents:
 
     def _show(self, student: Mapping[str, Weight], step: int) -> None:
         try:
-            picture = self._previewer.draw(student)
+            picture = self._previewer.draw(student, self._sampling_batch)
         except InterruptProcessingException:
             raise
         except Exception as error:  # not worth losing the run

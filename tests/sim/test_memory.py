@@ -6,10 +6,12 @@ from copy import deepcopy
 
 import pytest
 import torch
-from simdev import failing_after, limited, ops
+from simdev import failing_after, fragmented, limited, ops
 from trainers import planned, trainer_of
 
+from esd_core.cli.room import Room
 from esd_core.errors import ESDError
+from esd_core.images.render import render
 from esd_core.training.checkpoint import StateFile
 from esd_core.training.plan import Plan
 from esd_core.training.run import finish
@@ -63,6 +65,53 @@ def test_a_low_rank_run_ends_in_the_memory_that_it_was_planned_in(
         weights = sum(weight.nbytes for weight in denoiser.parameters().values())
         assert plan.needed < weights, "dense weights would not be seen"
         finish(trainer, trainer.run(host, host))
+
+
+def test_probes_and_their_recording_take_no_more(sim, make_denoiser, settings, recorder):
+    """Of many prompts, where there is room for little side by side."""
+    lean = {"method": "esd-x-strict", "training.rank": 1, "training.batch_size": 8}
+    many = {"preserve": [f"a photo of {number}" for number in range(20)], "trajectory.steps": 1}
+    config = settings({"width": 128, "height": 128, "training.steps": 1, **lean, **many})
+    denoiser, host = make_denoiser(torch.float32, sim), recorder()
+    gc.collect()
+    before, room = ops.allocated(), 3 * 10**6
+    with limited(before + round((room + 2**28) / 0.97)):
+        plan = planned(denoiser, config)
+    assert plan.fits and plan.micro_batch < 8
+    ops.reset_peak()
+    trainer = trainer_of(denoiser, config, plan=plan)
+    trainer.run(host, host)
+    assert ops.peak() - before <= room
+
+
+# -- pictures --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("count", "edge"), [(1, 128), (6, 64)])
+def test_pictures_take_what_is_planned_for_them(sim, make_denoiser, dtype, count, edge):
+    """In fp16 they are decoded in float32. Never more, and at most a tenth and 2 MB less."""
+    denoiser = make_denoiser(dtype, sim)
+    denoiser.pipeline.vae.register_to_config(force_upcast=True)
+    needed = Room(denoiser, edge, edge)._needed(count)
+    gc.collect()
+    before = ops.allocated()
+    ops.reset_peak()
+    render(denoiser, ["a"] * count, [*range(count)], 1, 3.0, edge, edge, batch=count)
+    taken = ops.peak() - before
+    assert taken <= needed <= 1.1 * taken + 2 * 10**6
+
+
+def test_pictures_for_which_there_is_no_room_are_not_begun(sim, make_denoiser):
+    """Fewer side by side are, and memory in fragments is none."""
+    denoiser = make_denoiser(torch.float32, sim)
+    room = Room(denoiser, 64, 64)
+    least = 2**28 + room._needed(1)
+    with limited(ops.allocated() + round(1.05 * least)):
+        assert room.side_by_side(1) == 1
+        assert 1 <= room.side_by_side(1000) < 1000
+        with fragmented(round(0.1 * least)), pytest.raises(ESDError, match="a picture of 64x64"):
+            room.side_by_side(1)
 
 
 # -- out of memory at any moment -------------------------------------------------------------
