@@ -5,6 +5,7 @@ import os
 import tempfile
 
 import comfy.clip_vision
+import comfy.model_management
 import comfy.ops
 import comfy.sd
 import comfy.utils
@@ -98,6 +99,20 @@ class TestSplit:
         return (whole,)
 
 
-NODE_CLASS_MAPPINGS = {
-    kind.__name__: kind for kind in (TestClipVision, TestCosines, TestPackedLoader, TestSplit)
-}
+class TestOffloaded:
+    """A MODEL half of whose weights have left the device, as they do when others need the room."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",)}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "offload", "test"
+
+    def offload(self, model):
+        comfy.model_management.load_models_gpu([model], force_full_load=True)
+        (loaded,) = [m for m in comfy.model_management.current_loaded_models if m.model is model]
+        assert not loaded.model_unload(model.model_size() // 2)
+        places = {weight.device for weight in model.model.diffusion_model.parameters()}
+        assert places == {model.load_device, model.offload_device}, places
+        return (model,)
+
+
+NODES = (TestClipVision, TestCosines, TestOffloaded, TestPackedLoader, TestSplit)
+NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in NODES}
