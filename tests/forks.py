@@ -6,23 +6,22 @@ They cannot be forks of the test's own process, whose autograd has threads of it
 import multiprocessing
 import os
 import traceback
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import torch
 import torch.multiprocessing
-from trainers import SMALL, Recorder
+from trainers import PLAN, SMALL, Recorder
 
 from esd_core.config.settings import ErasureConfig
 from esd_core.method.shares import ALONE
 from esd_core.models.diffusers_backend import DiffusersDenoiser, load_denoiser
-from esd_core.training.plan import Plan
 from esd_core.training.ranks import Place, joined
 from esd_core.training.run import finish, prepare
 from esd_core.training.update import Update
 
 TESTS = Path(__file__).parent
-PLAN = Plan(*[0] * 8, checkpointing=False, micro_batch=2, keeps_bf16=False, sampling_batch=64)
 
 
 @cache
@@ -66,7 +65,8 @@ def train(ranks, overrides, state=None, resume=False, stops=None):
     config = ErasureConfig.from_mapping(SMALL).override(overrides)
     stop_at = stops[1] if stops and ranks.rank == stops[0] else None
     host = Recorder(stop_at=stop_at)
-    trainer = prepare(pocket(), config, PLAN, state, False, ranks)
+    plan = replace(PLAN, micro_batch=2)
+    trainer = prepare(pocket(), config, plan, state, False, ranks)
     masters = [*trainer.student.masters.values()]
     for master in masters:
         master.data = master.data.double()

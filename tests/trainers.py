@@ -7,8 +7,8 @@ from esd_core.method.contexts import term_source
 from esd_core.method.probes import Probes
 from esd_core.method.terms import terms
 from esd_core.models.swap import materialize
-from esd_core.training.plan import Planner
-from esd_core.training.run import prepare
+from esd_core.training.plan import Plan, Planner
+from esd_core.training.run import finish, prepare
 
 SMALL = {
     "concepts": ["Van Gogh"],
@@ -28,6 +28,10 @@ SMALL = {
 }
 
 
+PLAN = Plan(*[0] * 8, checkpointing=False, micro_batch=4, keeps_bf16=False, sampling_batch=64)
+"""For runs of SMALL whose memory is not asked about: planning takes as long as a short run."""
+
+
 def bank_of(denoiser, config, sampling_batch=None):
     size = config.width, config.height
     return Bank(denoiser, term_source(config), config.trajectory, size, sampling_batch)
@@ -45,6 +49,12 @@ def planned(denoiser, config):
 
 def trainer_of(denoiser, config, state_file=None, plan=None):
     return prepare(denoiser, config, plan or planned(denoiser, config), state_file)
+
+
+def run_of(denoiser, config, host, file=None, resume=False, plan=PLAN):
+    """As `erase`, by a plan that is given."""
+    trainer = prepare(denoiser, config, plan, file, resume)
+    return finish(trainer, trainer.run(host, host))
 
 
 def dense(student):

@@ -1,4 +1,4 @@
-"""Pictures are planned before the first is drawn: commands refuse, and a run's preview is skipped."""
+"""Pictures are planned before the first is drawn: commands refuse, a run skips its preview."""
 
 import json
 

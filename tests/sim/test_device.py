@@ -8,18 +8,16 @@ from contextlib import nullcontext
 import pytest
 import torch
 from simdev import failing_after, limited, ops
-from trainers import bank_of, trainer_of
+from trainers import PLAN, bank_of, trainer_of
 
 from esd_core.method import bank
 from esd_core.method.samples import Samples
 from esd_core.models.diffusers_backend import DiffusersDenoiser
-from esd_core.training.plan import Plan
 from esd_core.training.student import FullStudent
 
 
 def a_step(denoiser, settings):
-    plan = Plan(0, 0, 0, 0, 0, 0, 0, 0, False, 4, False, 4)
-    trainer_of(denoiser, settings(), plan=plan).take_step()
+    trainer_of(denoiser, settings(), plan=PLAN).take_step()
 
 
 def a_round(denoiser, settings):

@@ -1,12 +1,16 @@
 """Whole runs on the device: they end with the CPU's bits, and one that was stopped does too."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from simdev import ops
+from trainers import PLAN, run_of
 
 from esd_core.training.optimizer import make_optimizer
-from esd_core.training.run import erase
 
+SHORT = {"training.steps": 3, "trajectory.steps": 2}
+"""Of two batches a round: all stop in the midst of the first."""
 RUNS = {
     "esd-x": {},
     "esd-x-strict, low rank, adafactor": {
@@ -17,7 +21,6 @@ RUNS = {
     "esd-u, on policy, checkpointing": {
         "method": "esd-u",
         "trajectory.source": "student",
-        "training.gradient_checkpointing": "on",
     },
     "selfattn, several concepts, no clipping": {
         "method": "selfattn",
@@ -42,15 +45,15 @@ def model(make_denoiser, name, device):
 def test_a_stopped_run_ends_with_the_bits_of_a_whole_one_on_the_cpu(
     sim, name, make_denoiser, settings, recorder, tmp_path
 ):
-    config = settings({"training.steps": 4, **RUNS[name]})
-    host = recorder()
-    expected = erase(model(make_denoiser, name, "cpu"), config, host, host)
+    config = settings({**SHORT, **RUNS[name]})
+    short, recomputes = "bf16" in name, "checkpointing" in name
+    plan = replace(PLAN, keeps_bf16=short, checkpointing=recomputes)
+    expected = run_of(model(make_denoiser, name, "cpu"), config, recorder(), plan=plan)
     denoiser, file = model(make_denoiser, name, sim), tmp_path / "state.safetensors"
     before = {n: p.clone() for n, p in denoiser.parameters().items()}
-    host = recorder(stop_at=2)
-    assert erase(denoiser, config, host, host, file).outcome.ending == "stopped"
-    host = recorder()
-    result = erase(denoiser, config, host, host, file, resume=True)
+    stopped = run_of(denoiser, config, recorder(stop_at=1), file, plan=plan)
+    assert stopped.outcome.ending == "stopped" and stopped.outcome.step == 1
+    result = run_of(denoiser, config, recorder(), file, resume=True, plan=plan)
     assert result.outcome.losses == expected.outcome.losses
     for key, tensor in expected.erasure.tensors.items():
         assert torch.equal(result.erasure.tensors[key], tensor), key
@@ -72,13 +75,10 @@ def test_two_runs_have_the_same_bits_if_that_is_asked_for(
     device, make_denoiser, settings, recorder, tmp_path
 ):
     """Of which the second was stopped. On CUDA they would differ."""
-    config = settings({"training.deterministic": True, "training.steps": 4})
-    host = recorder()
-    whole = erase(make_denoiser(torch.float32, device), config, host, host)
+    config = settings({**SHORT, "training.deterministic": True})
+    whole = run_of(make_denoiser(torch.float32, device), config, recorder())
     denoiser, file = make_denoiser(torch.float32, device), tmp_path / "state.safetensors"
-    host = recorder(stop_at=2)
-    erase(denoiser, config, host, host, file)
-    host = recorder()
-    result = erase(denoiser, config, host, host, file, resume=True)
+    run_of(denoiser, config, recorder(stop_at=1), file)
+    result = run_of(denoiser, config, recorder(), file, resume=True)
     assert result.outcome.losses == whole.outcome.losses
     assert all(t.equal(whole.erasure.tensors[n]) for n, t in result.erasure.tensors.items())
