@@ -38,6 +38,11 @@ class Conditioning:
     def __len__(self) -> int:
         return len(self.context)
 
+    @property
+    def nbytes(self) -> int:
+        """Of all parts."""
+        return sum(value.nbytes for _, value in self._parts())
+
     def _parts(self) -> Iterator[tuple[str, Tensor]]:
         for name in ("context", "pooled", "time_ids"):
             value = getattr(self, name)

@@ -85,6 +85,11 @@ class DryRun:
         self._students: dict[Any, Student] = {}
         self._counts: dict[Any, Count] = {}
 
+    @property
+    def text(self) -> int:
+        """Bytes of what a prompt becomes."""
+        return self._row.nbytes
+
     def masters(self, config: ErasureConfig) -> list[Tensor]:
         """The masters of its student."""
         key = config.method, config.training.rank

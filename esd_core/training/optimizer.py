@@ -146,14 +146,16 @@ def state_bytes(optimizer: str, shape: torch.Size) -> int:
     return {"adamw": 8, "adamw8bit": 2}[optimizer] * shape.numel()
 
 
-def step_bytes(optimizer: str, sizes: Sequence[int], gradients: int, chunk: int) -> int:
+def step_bytes(optimizer: str, sizes: Sequence[int], state: int, gradients: int, chunk: int) -> int:
     """What is alive during its step beside masters and state.
 
     Args:
-        sizes: of the masters. gradients: of all of them, as they are held.
+        sizes: of the masters. state: of all of them, as the optimizer holds it.
+        gradients: of all of them, as they are held.
         chunk: of a chunk's gradients in float32, where they are held in 16 bits.
     """
     if optimizer != "adafactor":
         return gradients + chunk
-    # At the end the copies of all masters, a chunk's gradients, and an update with its factors.
-    return sum(sizes) + max(map(sum, chunks(sizes))) + 3 * max(sizes)
+    # At the end the copies of all masters and, from the second step on, of their state, a chunk's
+    # gradients, and an update with its factors.
+    return sum(sizes) + state + max(map(sum, chunks(sizes))) + 3 * max(sizes)

@@ -90,11 +90,10 @@ def check(
 def margin(device: torch.device, free: int) -> int:
     """Bytes of an accelerator that a run leaves alone, since no count of tensors shows them.
 
-    Workspaces of its libraries for matrix products and convolutions; the latents of all
-    trajectories that are sampled side by side, 0.2 MB each at 1024x1024, of which a plan counts
-    those in the network; and pieces that its allocator will hold between tensors and cannot put
-    together. Those that it holds already do not count as free. What probes have recorded lies in
-    the CPU's memory, and a preview that finds no room for the autoencoder is skipped.
+    Workspaces of its libraries for matrix products and convolutions, the texts of all prompts, and
+    pieces that its allocator will hold between tensors and cannot put together. Those that it holds
+    already do not count as free. What probes have recorded lies in the CPU's memory, and a preview
+    that finds no room for the autoencoder is skipped.
     """
     return 0 if device.type == "cpu" else _WORKSPACES + round(_FRAGMENTS * free)
 
@@ -198,7 +197,7 @@ class Planner:
 
     def _planned(self, config: ErasureConfig, checkpointing: bool, micro_batch: int) -> Plan:
         training = config.training
-        _, height, width = self._denoiser.latent_shape(config.width, config.height)
+        channels, height, width = self._denoiser.latent_shape(config.width, config.height)
         masters, optimizer, bank = self._held(config)
         held = masters + optimizer + (bank if self._denoiser.device.type == "cpu" else 0)
         sizes = [4 * master.numel() for master in self._dry_run.masters(config)]
@@ -209,9 +208,12 @@ class Planner:
         arriving: str | int = sum(sizes) if passes > 1 else "bf16" if short else "fp32"
         step = self._dry_run.step(config, checkpointing).peak(micro_batch, height, width, arriving)
         chunk = max(map(sum, chunks(sizes))) if short else 0
-        stepping = step_bytes(training.optimizer, sizes, gradients, chunk)
+        stepping = step_bytes(training.optimizer, sizes, optimizer, gradients, chunk)
         row = self._dry_run.evaluation().peak(1, height, width)
-        rows = max(1, min(self._evaluations(config), (self._free - held) // row))
+        evaluations = self._evaluations(config)
+        # Of each, its text is copied twice, and its latents are there beside what is predicted.
+        waiting = evaluations * (2 * self._dry_run.text + 4 * 4 * channels * height * width)
+        rows = max(1, min(evaluations, (self._free - held - waiting) // row))
         return Plan(
             weights=self._weights,
             masters=masters,
@@ -219,7 +221,7 @@ class Planner:
             optimizer=optimizer,
             activations=max(0, step - gradients),
             bank=bank,
-            needed=held + max(step, stepping, rows * row) + _rounding(len(sizes)),
+            needed=held + max(step, stepping, rows * row + waiting) + _rounding(len(sizes)),
             free=self._free,
             checkpointing=checkpointing,
             micro_batch=micro_batch,

@@ -19,7 +19,8 @@ from esd_core.training.run import finish
 
 # -- the plan --------------------------------------------------------------------------------
 
-ONE_STEP = {"width": 128, "height": 128, "training.steps": 1, "trajectory.steps": 2}
+SHORT = {"width": 128, "height": 128, "training.steps": 2, "trajectory.steps": 2}
+"""From the second step on, all of the optimizer's state is there."""
 PLANS = {
     "esd-x": {},
     "esd-x, recomputed": {"training.gradient_checkpointing": "on"},
@@ -31,6 +32,11 @@ PLANS = {
     "esd-x-strict": {"method": "esd-x-strict"},
     "esd-u": {"method": "esd-u"},
     "esd-all, adafactor": {"method": "esd-all", "training.optimizer": "adafactor"},
+    "esd-u, adafactor": {"method": "esd-u", "training.optimizer": "adafactor"},
+    "esd-x, a round larger than a step": {
+        **{"training.batch_size": 2, "trajectory.count": 4},
+        "training.gradient_checkpointing": "on",
+    },
     "esd-all, low rank": {"method": "esd-all", "training.rank": 4},
     "selfattn, on policy": {"method": "selfattn", "trajectory.source": "student"},
     "esd-all, bf16": {"method": "esd-all"},
@@ -52,7 +58,7 @@ def test_a_run_takes_what_its_plan_says(sim, name, planners, make_denoiser, sett
         denoiser = make_denoiser(dtype, sim)
         planners[dtype] = denoiser, Planner(denoiser, settings())
     denoiser, planner = planners[dtype]
-    config = settings({**ONE_STEP, "training.gradient_checkpointing": "off", **PLANS[name]})
+    config = settings({**SHORT, "training.gradient_checkpointing": "off", **PLANS[name]})
     plan = planner.plan(config)
     gc.collect()  # models of other tests
     before = ops.allocated()
