@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | host | comfy | rehearse | clean.  Needs Python 3.10 or newer with pip, and nothing else.
+# make demo | test | lint | bench | host | comfy | rehearse | gpu | clean.  Needs Python 3.10 or newer with pip, and nothing else.
 # PYTHON chooses the interpreter that .venv is made from: make PYTHON=python3.12 demo
 
 PYTHON ?= python3
@@ -18,7 +18,7 @@ HOST := $(if $(COMFYUI_PYTHON),,$(if $(wildcard $(REQUIRED)),$(HOST_VENV)/.insta
 IN_HOST := COMFYUI_PATH="$(COMFYUI)" COMFYUI_PYTHON="$(or $(COMFYUI_PYTHON),$(CURDIR)/$(HOST_VENV)/bin/python)"
 WORLD := out/comfyui
 
-.PHONY: demo test lint bench host comfy rehearse clean
+.PHONY: demo test lint bench host comfy rehearse gpu clean
 
 demo: $(INSTALLED) $(HOST)
 	$(VENV)/bin/esd demo --out out/demo
@@ -78,6 +78,11 @@ run:
 # The whole way at full SDXL size, on random weights: some 22 GB of memory and half an hour.
 rehearse: $(INSTALLED) host
 	$(IN_HOST) PYTHONPATH=tests $(VENV)/bin/python -m benchmarks.rehearse out/rehearsal $(ARGS)
+
+# Where there is a CUDA GPU: what was never measured here, into out/gpu/report.md, to paste into an issue.
+# MODEL names a checkpoint of SDXL to draw pictures of. ARGS="--device sim" tries it where there is none.
+gpu: $(INSTALLED) host
+	$(IN_HOST) PYTHONPATH=tests $(VENV)/bin/python -m benchmarks.gpu out/gpu $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 # The stamp is written last, so that an install that broke off is taken up again.
 $(INSTALLED): pyproject.toml

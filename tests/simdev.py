@@ -174,6 +174,16 @@ def fragmented(size: int):
         _fragments.pop()
 
 
+def as_npu() -> dict[str, str]:
+    """Environment of a ComfyUI whose device it is to be, as a torch_npu in miniature."""
+    build()
+    paths = {
+        "PYTHONPATH": [SOURCES / "npu"],
+        "PATH": [Path(sys.executable).parent, os.environ["PATH"]],
+    }
+    return {name: os.pathsep.join(map(str, parts)) for name, parts in paths.items()}
+
+
 @contextmanager
 def failing_after(allocations: int):
     """Inside, the allocation after so many more fails, once."""

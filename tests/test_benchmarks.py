@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import simdev
 import torch
 from torch import nn
 
@@ -13,7 +14,7 @@ TESTS = Path(__file__).parent
 if str(TESTS) not in sys.path:
     sys.path.insert(0, str(TESTS))
 
-from benchmarks import batching, efficacy, full_size, probes, samples  # noqa: E402
+from benchmarks import batching, efficacy, full_size, gpu, probes, samples  # noqa: E402
 from benchmarks.__main__ import main  # noqa: E402
 from benchmarks.figure import Figure, table  # noqa: E402
 from benchmarks.official import official  # noqa: E402
@@ -22,6 +23,21 @@ from trainers import trainer_of  # noqa: E402
 from esd_core.config.settings import ErasureConfig  # noqa: E402
 from esd_core.method import templates  # noqa: E402
 from esd_core.method.contexts import Draw  # noqa: E402
+
+
+def test_what_is_measured_on_a_gpu_is_tried_on_one_that_pretends(tmp_path, capsys):
+    """A plan is no less than what is taken, and a part that fails is named."""
+    if simdev.missing():
+        pytest.skip(f"{simdev.MISSING}: {simdev.missing()}")
+    report = gpu.Report(tmp_path)
+    row = gpu._row(report, "esd-x, rank 16", "sim")
+    name, planned, peak, ratio, seconds = row.strip("| ").split(" | ")
+    assert planned.endswith(" MB") and peak.endswith(" MB") and float(seconds) > 0
+    assert 1 <= float(ratio) < 1.2 and not report.failed
+    report.run("nothing", ["-m", gpu.PART, "esd", "sim", "plan"])
+    assert report.failed == ["nothing"]
+    told = (tmp_path / "report.md").read_text()
+    assert "**nothing FAILED** (exit code 2)" in told and "required: --model" in told
 
 
 def test_a_figure_is_the_median_of_its_pairs():

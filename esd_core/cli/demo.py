@@ -43,6 +43,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=Path("out/demo"),
         help="Where erasure.safetensors, comparison.png and report.json go (default out/demo).",
     )
+    models.add_device(parser)
 
 
 def run(arguments: Namespace) -> int:
@@ -51,7 +52,7 @@ def run(arguments: Namespace) -> int:
     _check_concept(concept)
     files = [out / name for name in ("erasure.safetensors", "comparison.png", "report.json")]
     outputs.check_outputs(files, force=True)
-    denoiser = models.load(models.POCKET)
+    denoiser = models.load(models.POCKET, device=arguments.device)
     from ..files.native import write_erasure
     from ..pocket.judge import table
     from ..training.run import erase

@@ -27,11 +27,15 @@ def add_arguments(parser: ArgumentParser, device: bool = True) -> None:
     """--model, and --device where it computes."""
     parser.add_argument("--model", metavar="MODEL", required=True, help=f"The base model: {FORMS}.")
     if device:
-        parser.add_argument(
-            "--device",
-            metavar="NAME",
-            help="Where to compute: cuda, cuda:1, mps, cpu (default: the first accelerator).",
-        )
+        add_device(parser)
+
+
+def add_device(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        metavar="NAME",
+        help="Where to compute: cuda, cuda:1, mps, cpu (default: the first accelerator).",
+    )
 
 
 def load(model: str, precision: str = "auto", device: str | None = None) -> DiffusersDenoiser:

@@ -52,7 +52,8 @@ class RandomDenoiser(DiffusersDenoiser):
             .split([77 * config.cross_attention_dim, pooled], 1)
         )
         sizes = torch.tensor([[height, width, 0, 0, height, width]] * len(prompts))
-        return Conditioning(context.unflatten(1, (77, -1)), vector, sizes.float())
+        encoded = Conditioning(context.unflatten(1, (77, -1)), vector, sizes.float())
+        return encoded.map(lambda part: part.to(self.device))
 
 
 def _row(prompt: str, length: int) -> Tensor:
@@ -66,10 +67,12 @@ def config(**settings: Any) -> ErasureConfig:
     return ErasureConfig.from_mapping(override({**load_preset("official-sdxl"), **own}, settings))
 
 
-def denoiser(dtype: torch.dtype, sizes: dict[str, Any] = SDXL) -> RandomDenoiser:
-    """A model of these sizes in a denoiser, in `dtype`; 16 bits compute as `in_float` says."""
-    unet = random_unet(dtype, sizes)
-    if dtype != torch.float32:
+def denoiser(
+    dtype: torch.dtype, sizes: dict[str, Any] = SDXL, device: str = "cpu"
+) -> RandomDenoiser:
+    """A model of these sizes, in `dtype`; on the CPU 16 bits compute as `in_float` says."""
+    unet = random_unet(dtype, sizes).to(device)
+    if dtype != torch.float32 and device == "cpu":
         in_float(unet)
     parts = dict.fromkeys(("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
     return RandomDenoiser(

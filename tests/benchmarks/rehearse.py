@@ -1,12 +1,13 @@
 """The whole way at full size, with random weights: `make rehearse`.
 
-    python -m benchmarks.rehearse FOLDER [--small]
+    python -m benchmarks.rehearse FOLDER [--small] [--device cuda]
 
 In a ComfyUI on the CPU: a checkpoint of SDXL's shape is loaded, trained on, saved in every
 format, loaded again by our node and by stock ones, and sampled with; and the same headless. Time
 and peak of memory of every part are printed, and kept in FOLDER/parts.json: what is there is not
 done again, so that a rehearsal that broke off goes on. It takes some 22 GB; --small takes the
-embedded model.
+embedded model. With --device ComfyUI runs on that, trains at 1024x1024, and tells its memory too;
+headless is then `benchmarks.gpu`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import threading
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,36 +55,50 @@ class Parts:
         self._file = file
         self.done: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
 
-    def take(self, name: str, work: Callable[[], Any], process: psutil.Process) -> None:
-        """Does it unless it is done, and prints what it took of `process` and its children."""
+    def take(self, name: str, work: Callable[[], Any], *used: Callable[[], int]) -> None:
+        """Does it unless it is done, and prints what it took: of time, and by each of `used`."""
         if name not in self.done:
             started = time.monotonic()
-            with highest(process) as peak:
+            with highest(*used) as peaks:
                 result = work()
-            took = {"seconds": round(time.monotonic() - started, 1), "gigabytes": peak[0] / 1e9}
-            self.done[name] = {**took, "result": result}
+            took = {"seconds": round(time.monotonic() - started, 1)}
+            self.done[name] = {**took, "peaks": [peak / 1e9 for peak in peaks], "result": result}
             self._file.write_text(json.dumps(self.done, indent=2))
         part = self.done[name]
-        print(f"| {name} | {part['seconds']:.0f} s | {part['gigabytes']:.1f} GB |", flush=True)
+        peaks = " | ".join(f"{peak:.1f} GB" for peak in part["peaks"])
+        print(f"| {name} | {part['seconds']:.0f} s | {peaks} |", flush=True)
+
+
+def resident(process: psutil.Process) -> Callable[[], int]:
+    """Memory of a process and its children."""
+
+    def used() -> int:
+        family = [process, *process.children(recursive=True)]
+        return sum(member.memory_info().rss for member in family)
+
+    return used
+
+
+def on_device(server: Any) -> int:
+    """Memory of ComfyUI's device that is taken, by whomever."""
+    (device, *_) = server.get("/system_stats")["devices"]
+    return int(device["vram_total"] - device["vram_free"])
 
 
 @contextmanager
-def highest(process: psutil.Process) -> Iterator[list[int]]:
-    """Inside, the largest memory of the process and its children is noted, ten times a second."""
-    peak, over = [0], threading.Event()
+def highest(*used: Callable[[], int]) -> Iterator[list[int]]:
+    """Inside, the largest memory that each tells is noted, ten times a second."""
+    peaks, over = [0] * len(used), threading.Event()
 
     def watch() -> None:
         while not over.wait(0.1):
-            try:
-                family = [process, *process.children(recursive=True)]
-                peak[0] = max(peak[0], sum(member.memory_info().rss for member in family))
-            except psutil.NoSuchProcess:
-                continue
+            with suppress(psutil.NoSuchProcess, OSError):
+                peaks[:] = map(max, peaks, [one() for one in used])
 
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        yield peak
+        yield peaks
     finally:
         over.set()
         thread.join()
@@ -93,15 +108,20 @@ def main() -> None:
     parser = ArgumentParser(description="Rehearses the whole way at full size.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--small", action="store_true", help="With the embedded model.")
+    parser.add_argument("--device", help="Where ComfyUI computes: cuda, or sim, which pretends.")
     arguments = parser.parse_args()
     folder: Path = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    parts, own = Parts(folder / "parts.json"), psutil.Process()
-    print("| part | time | peak of memory |\n| --- | --- | --- |")
+    parts, own = Parts(folder / "parts.json"), resident(psutil.Process())
+    device: str | None = arguments.device
+    heads = ["part", "time", "peak of memory", *(["of the device"] if device else [])]
+    print(f"| {' | '.join(heads)} |\n{'| --- ' * len(heads)}|")
     if not arguments.small:
         file = folder / CHECKPOINT
         parts.take("write the checkpoint", lambda: answer("rehearse_part", "write", str(file)), own)
-    in_comfyui(parts, folder, arguments.small)
+    in_comfyui(parts, folder, arguments.small, device)
+    if device:
+        return
     size = "pocket" if arguments.small else "sdxl"
     headless = folder / "headless"
     headless.mkdir(exist_ok=True)
@@ -112,7 +132,7 @@ def main() -> None:
 # -- in ComfyUI --------------------------------------------------------------------------------
 
 
-def in_comfyui(parts: Parts, folder: Path, small: bool) -> None:
+def in_comfyui(parts: Parts, folder: Path, small: bool, device: str | None) -> None:
     from comfy_server import find_comfyui, running
 
     comfyui = find_comfyui()
@@ -124,20 +144,28 @@ def in_comfyui(parts: Parts, folder: Path, small: bool) -> None:
     if not small and not (checkpoints / CHECKPOINT).exists():
         (checkpoints / CHECKPOINT).symlink_to(folder / CHECKPOINT)
     threads = 1 if small else psutil.cpu_count(logical=False) or 1
-    with running(comfyui, base, flags=FLAGS, threads=threads) as server:
+    how: dict[str, Any] = {"flags": FLAGS} if device is None else {"is_cpu": False}
+    if device == "sim":
+        import simdev
+
+        how["world"] = simdev.as_npu()
+    with running(comfyui, base, threads=threads, **how) as server:
         server.patience = 3600  # between two messages: probes at full size take a quarter of it
-        process = psutil.Process(server.pid)
-        for name, work in Way(server, small).parts():
-            parts.take(f"ComfyUI: {name}", work, process)
+        used = [resident(psutil.Process(server.pid))]
+        if device:
+            used.append(lambda: on_device(server))
+        large = {} if small or device is None else {"width": 1024, "height": 1024}
+        for name, work in Way(server, small, {**TRAINING, **large}).parts():
+            parts.take(f"ComfyUI: {name}", work, *used)
 
 
 class Way:
     """Prompts to one server, which keeps the checkpoint between them."""
 
-    def __init__(self, server: Any, small: bool) -> None:
+    def __init__(self, server: Any, small: bool, training: dict[str, Any]) -> None:
         from graphs import Graph
 
-        self.server, self.small = server, small
+        self.server, self.small, self.training = server, small, training
         self.graph = lambda: Graph(server)
 
     def parts(self) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -160,7 +188,7 @@ class Way:
         options = graph.add("ESDTrainOptions", **OPTIONS)
         node: str = graph.add(
             "ESDTrain", model=model, clip=clip, options=[options, 0],
-            filename_prefix="rehearsal", **TRAINING,
+            filename_prefix="rehearsal", **self.training,
         )  # fmt: skip
         return node
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,19 +12,14 @@ from graphs import Graph, files, pictures
 
 from esd_core.files.native import read_erasure
 
-NPU = Path(__file__).resolve().parents[1] / "sim" / "npu"
-
 
 @pytest.fixture(scope="module")
 def on_device(tmp_path_factory):
     if simdev.missing():
         pytest.skip(f"{simdev.MISSING}: {simdev.missing()}")
-    simdev.build()
-    paths = {"PYTHONPATH": [NPU], "PATH": [Path(sys.executable).parent, os.environ["PATH"]]}
-    world = {name: os.pathsep.join(map(str, parts)) for name, parts in paths.items()}
     base = tmp_path_factory.mktemp("device") / "base"
     extra = Path(__file__).with_name("extra_nodes.py")
-    with running(find_comfyui(), base, extra, is_cpu=False, world=world) as started:
+    with running(find_comfyui(), base, extra, is_cpu=False, world=simdev.as_npu()) as started:
         yield started
 
 
