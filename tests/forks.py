@@ -57,6 +57,31 @@ def _as_rank(rank, count, folder, work, arguments, shards_optimizer):
         os._exit(0)  # leaves the others as a rank that fails does
 
 
+@cache
+def single():
+    """In float32, as models are trained."""
+    return load_denoiser("pocket", "fp32", "cpu")
+
+
+def in_float32(ranks):
+    """Of batches that are the same to the last bit: the first one's gradients, and the change
+    after steps of plain descent."""
+    config, found = ErasureConfig.from_mapping(SMALL), []
+    for steps in (0, config.training.steps):
+        plan = replace(PLAN, micro_batch=2)
+        trainer = prepare(single(), config, plan)  # each samples all of a round by itself
+        trainer.ranks = trainer.update._ranks = ranks
+        masters = trainer.student.masters
+        trainer.update.optimizer = torch.optim.SGD(masters.values(), 1.0)
+        trainer.update._training = config.training.model_copy(update={"learning_rate": 1.0})
+        for _ in range(steps):
+            trainer.take_step()
+        if not steps:
+            trainer._backward(trainer.rounds.next_batch(trainer.student.tensors))
+            found.append({name: master.grad for name, master in masters.items()})
+    return *found, trainer.student.change()
+
+
 def train(ranks, overrides, state=None, resume=False, stops=None):
     """A run of SMALL on pocket, on masters of float64.
 
