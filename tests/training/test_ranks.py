@@ -65,10 +65,10 @@ def test_ranks_in_float32_differ_by_its_rounding(tmp_path):
     """
     (alone,) = forks.run(1, tmp_path / "1", forks.in_float32)
     ranks = forks.run(2, tmp_path / "2", forks.in_float32)
-    for place, bound in enumerate((1e-6, 1e-5)):
+    for which, bound in enumerate((1e-6, 1e-5)):
         for rank in ranks:
-            assert difference(rank[place], alone[place]) < bound
-            assert all(v.equal(ranks[0][place][name]) for name, v in rank[place].items())
+            assert difference(rank[which], alone[which]) < bound
+            assert all(v.equal(ranks[0][which][name]) for name, v in rank[which].items())
 
 
 @pytest.mark.parametrize(("first", "then", "shards"), [(2, 4, True), (2, 1, False)])
