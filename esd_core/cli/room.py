@@ -29,7 +29,8 @@ class Room:
         # Any prompt will do: all are of one length there.
         one = {"concepts": ["a"], "contexts": [], "width": width, "height": height}
         config = ErasureConfig.from_mapping(one)
-        self._prediction = DryRun(denoiser, config, lambda _: None).evaluation()
+        rehearsal = DryRun(denoiser, config, lambda _: None)
+        self._prediction = rehearsal.evaluation(1, *self._latent)
         self._decoding = _decoding(denoiser)
 
     def side_by_side(self, wanted: int, changes: Sequence[Erasure] = ()) -> int:

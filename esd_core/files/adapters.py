@@ -64,9 +64,16 @@ def with_alphas(tensors: LazyTensors) -> LazyTensors:
     return LazyTensors(specs, tensor)
 
 
-def modules(config: Mapping[str, Any]) -> dict[str, str]:
-    """What files of changes call the modules of this UNet -> canonical module names."""
+def modules(config: Mapping[str, Any], weights: Iterable[str]) -> dict[str, str]:
+    """What files of changes call the modules of a model -> canonical module names.
+
+    config: of its UNet2DConditionModel, or empty. weights: its canonical names.
+    """
     found: dict[str, str] = {}
+    if not config:
+        for ours in (name.removesuffix(".weight") for name in weights if name.endswith(".weight")):
+            found |= {f"{PREFIX}{ours}": ours, f"lora_unet_{ours.replace('.', '_')}": ours}
+        return found
     for theirs, ours in diffusers_to_canonical(config).items():
         if not theirs.endswith(".weight"):
             continue

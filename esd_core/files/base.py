@@ -26,7 +26,8 @@ class Base:
 
     Attributes:
         architecture: the refiner too.
-        config: of the UNet2DConditionModel.
+        config: of the UNet2DConditionModel; empty for a transformer, which is known by ComfyUI's
+            names alone.
         weights: by canonical name.
         prediction_markers: of MARKERS, ComfyUI's signs for what weights do not show.
     """

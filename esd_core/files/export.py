@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..errors import ESDError
 from ..storage.lazy import LazyTensors, Spec, spec_of
 from .apply import summed
 from .base import Base
 from .diffusers import plain_config, write_official, write_unet_folder
 from .erasure import Erasure
 from .finite import to_write
-from .formats import DIFFUSERS, ERASURE, FORMATS, LORA, UNET
+from .formats import DIFFUSERS, ERASURE, FORMATS, LORA, OFFICIAL, UNET
 from .lora import ALPHA, DOWN, UP, low_rank, write_lora
 from .metadata import Key
 from .native import write_erasure
@@ -48,6 +49,7 @@ def export(
 
     Raises:
         FileError: `path` cannot be written, or a value would not be finite.
+        ESDError: a transformer has no names in that format.
     """
     metadata = _metadata(form, erasure, strength)
     delta = erasure.delta(base.weights if base else erasure.change(), strength)
@@ -63,8 +65,14 @@ def export(
         write_lora(path, lora, architecture, metadata, dtype, force)
         return str(lora)
     assert base
+    if not base.config and form in (DIFFUSERS, OFFICIAL):
+        raise ESDError(
+            f"{FORMATS[form].title} cannot be written of {base.architecture.title}: take the "
+            "format erasure, LoRA or UNet"
+        )
     if form == UNET:
-        metadata[Key.UNET_CONFIG] = json.dumps(plain_config(base.config), sort_keys=True)
+        if base.config:
+            metadata[Key.UNET_CONFIG] = json.dumps(plain_config(base.config), sort_keys=True)
         weights = summed(base.weights, delta, dtype)
         write_unet(path, weights, metadata, base.prediction_markers, force)
     elif form == DIFFUSERS:

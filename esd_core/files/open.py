@@ -92,7 +92,7 @@ class Source:
 
     def _renamed(self, base: Base) -> LazyTensors:
         """Changes, by canonical names."""
-        known = modules(base.config)
+        known = modules(base.config, base.weights)
         names = {}
         for name in self.tensors:
             module, part = part_of(name) or (name, "")
@@ -105,7 +105,7 @@ class Source:
 
     def _difference(self, base: Base) -> LazyTensors:
         """file - base in float32; of a whole UNet only what it has changed."""
-        known = diffusers_to_canonical(base.config)
+        known = diffusers_to_canonical(base.config) if base.config else {}
         specs: dict[str, Spec] = {}
         sources: dict[str, tuple[str, str]] = {}
         for name, tensor in self.tensors.items():

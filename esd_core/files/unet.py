@@ -53,10 +53,12 @@ def unet_names(tensors: Mapping[str, Tensor]) -> LazyTensors:
     prefix, files of others lack a part or all of it.
     """
     for prefix in _PREFIXES:
+        # What has the whole prefix can be nothing else, whichever network it is.
+        starts = (prefix,) if prefix == PREFIX else tuple(prefix + part for part in _PARTS)
         names = {
             name.removeprefix(prefix): name
             for name in tensors
-            if name.startswith(tuple(prefix + part for part in _PARTS))
+            if name.startswith(starts) and name.rpartition(".")[2] not in MARKERS
         }
         if names:
             return renamed(tensors, names)

@@ -216,6 +216,7 @@ class Bank:
         def on_step(x: Tensor, sigma: float, predictions: Sequence[Tensor]) -> None:
             step = next(steps)
             here = _places(len(columns), step, trajectories)
+            found.evaluations += 0 if columns[0].guidance is None else len(x)  # that led here
             with self._teacher(student):
                 teacher = self._predict(x, sigma, columns, found) if student else predictions
                 found.evaluations += len(x) * len(predictions)

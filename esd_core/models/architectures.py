@@ -5,9 +5,16 @@ Which layers a method trains is as in the official code (github.com/rohitgandiko
 convolution layers, never norms. On SDXL the official code leaves the input and output convolutions
 and all embedding layers (time, label, and the time projection in every residual block) alone; on
 SD 1.x and 2.x it does not.
+
+Of transformers, esd-x trains what text enters attention through. Where a block has weights of its
+own for text (FLUX, SD3, Qwen-Image), those of its attention; where pictures and text share all
+weights (Z-Image, Lumina 2, Krea 2), the layers that text passes before it meets the picture; where
+there is cross-attention (Wan, Cosmos, Anima), that. The official code (at 2ff19a1) trains more for
+FLUX: the picture's attention too. esd-u is the rest of the layers within the blocks.
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,9 +34,14 @@ class Architecture:
         label_config: what diffusers' config calls the embedding that the shapes show as a label's.
         layers: by method, whether a parameter of that canonical name is trained.
         presets: the settings that serve a method, by the name of a file in config/presets.
+        unguided_preset: instead of them, for models that lack the guidance which others of the kind
+            take as an input.
         modelspec: the model's name in the metadata of files. ss_version: kohya's name for it.
         is_v2: as kohya's scripts sort models. has_ldm_lora_names: else diffusers' names are used.
         is_marked_v: whether ComfyUI tells a v-model by an empty tensor in its file.
+        hosts: ComfyUI's names for it, of the config in supported_models and of the class in
+            model_base; none for UNets, which are told by their sizes.
+        text_input: the layer whose columns are as many as `context_width`, where it is not fixed.
     """
 
     name: str
@@ -44,11 +56,18 @@ class Architecture:
     )
     layers: Mapping[str, Callable[[str], bool]] = field(default_factory=dict)
     presets: Mapping[str, str] = field(default_factory=dict)
+    unguided_preset: str = ""
     modelspec: str = ""
     ss_version: str = ""
     is_v2: bool = False
     has_ldm_lora_names: bool = False
     is_marked_v: bool = False
+    hosts: tuple[tuple[str, str], ...] = ()
+    text_input: str = ""
+
+    @property
+    def is_unet(self) -> bool:
+        return not self.hosts
 
     def preset_for(self, method: object) -> str:
         """The preset for that method; one of them too for a word that is not a method's."""
@@ -127,19 +146,100 @@ SD1 = Architecture(
     ss_version="sd_v1",
 )
 
-ARCHITECTURES = {known.name: known for known in (SDXL, REFINER, SD2, SD1)}
+
+def _transformer_layers(blocks: str, text: str, strict: str) -> dict[str, Callable[[str], bool]]:
+    """The layers of a transformer by method, from regular expressions for their paths.
+
+    blocks: all that can be trained. text: what of it text enters attention through. strict: its
+    keys and values.
+    """
+
+    def matching(pattern: str) -> Callable[[str], bool]:
+        expression = re.compile(rf"(?:{pattern})\.(?:weight|bias)")
+        return lambda name: bool(expression.fullmatch(name)) and not _NORM.search(name)
+
+    is_block, is_text = matching(blocks), matching(text)
+    return {
+        "esd-x": is_text,
+        "esd-x-strict": matching(strict),
+        "esd-u": lambda name: is_block(name) and not is_text(name),
+        "esd-all": lambda name: is_block(name) or is_text(name),
+    }
+
+
+def _presets(name: str) -> dict[str, str]:
+    """One for every method that transformers have."""
+    return dict.fromkeys(_transformer_layers("", "", ""), name)
+
+
+_NORM = re.compile(r"norm|\bln_|scale$")
+
+
+SD3 = Architecture(
+    name="sd3",
+    title="Stable Diffusion 3 and 3.5",
+    context_width=4096,
+    latent_channels=16,
+    layers=_transformer_layers(
+        r"joint_blocks\.\d+\..+",
+        r"joint_blocks\.\d+\.context_block\.attn\.(qkv|proj)",
+        r"joint_blocks\.\d+\.context_block\.attn\.qkv",
+    ),
+    presets=_presets("sd3"),
+    modelspec="stable-diffusion-v3.5-medium",
+    ss_version="sd3",
+    has_ldm_lora_names=True,
+    hosts=(("SD3", "SD3"),),
+    text_input="context_embedder",
+)
+_FLUX_LAYERS = _transformer_layers(
+    r"(double|single)_blocks\.\d+\..+",
+    r"double_blocks\.\d+\.txt_attn\.(qkv|proj)",
+    r"double_blocks\.\d+\.txt_attn\.qkv",
+)
+FLUX = Architecture(
+    name="flux",
+    title="FLUX.1",
+    context_width=4096,
+    latent_channels=16,
+    layers=_FLUX_LAYERS,
+    presets=_presets("flux"),
+    unguided_preset="flux-schnell",
+    modelspec="flux-1-dev",
+    ss_version="flux1",
+    has_ldm_lora_names=True,
+    hosts=(("Flux", "Flux"), ("FluxSchnell", "Flux")),
+    text_input="txt_in",
+)
+
+ARCHITECTURES = {known.name: known for known in (SDXL, REFINER, SD2, SD1, SD3, FLUX)}
 """By name."""
 
 
 def by_width(context_width: int) -> Architecture | None:
-    """The one with text states of that width."""
-    return next((a for a in ARCHITECTURES.values() if a.context_width == context_width), None)
+    """The UNet with text states of that width."""
+    unets = (a for a in ARCHITECTURES.values() if a.is_unet)
+    return next((a for a in unets if a.context_width == context_width), None)
+
+
+def by_host(configs: Sequence[str], model: str) -> Architecture | None:
+    """The transformer that ComfyUI has under one of these configs' names, the nearest first, and
+    that class of model."""
+    hosted = {names: known for known in ARCHITECTURES.values() for names in known.hosts}
+    return next((hosted[name, model] for name in configs if (name, model) in hosted), None)
+
+
+def trained_titles() -> str:
+    """Of all that can be trained, for people."""
+    *others, last = dict.fromkeys(known.title for known in ARCHITECTURES.values() if known.layers)
+    return f"{', '.join(others)} or {last}"
 
 
 def like(context_width: int, takes_sizes: bool) -> Architecture:
     """The one with text states of that width, or the first of its family for a UNet that has
     other sizes than the published ones."""
-    family = [a for a in ARCHITECTURES.values() if a.takes_sizes == takes_sizes]
+    unets = (a for a in ARCHITECTURES.values() if a.is_unet)
+    family = [a for a in unets if a.takes_sizes == takes_sizes]
     return next((a for a in family if a.context_width == context_width), family[0])
 
 

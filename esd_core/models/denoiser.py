@@ -1,24 +1,29 @@
 """What the core needs of a diffusion model, whatever host holds it.
 
-Everything here lives in sigma space: a noisy latent is x = x0 + sigma * eps (Karras et al. 2022),
-and a prediction is the direction (x - denoised) / sigma, which is eps-hat for eps- and v-models.
-The target of the erasure is affine in the predictions with coefficients that sum to 1, so it is the
-same in every form.
+A prediction is the direction (x - denoised) / sigma at the model's own noise level sigma: eps-hat
+for eps- and v-models, whose noisy latents are x = x0 + sigma * eps (Karras et al. 2022), and the
+velocity for flows, x = (1 - sigma) * x0 + sigma * eps. A step of Euler's method along it is right
+in every form, and so is the target of the erasure, which is affine in the predictions with
+coefficients that sum to 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .architectures import Architecture
 from .prediction import Prediction
 from .swap import Weight
+
+MASK = "attention_mask"
+"""Of the tokens: 0 where there is none."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +34,17 @@ class Conditioning:
         context: token states, [B, L, C].
         pooled: pooled text, [B, P], where the architecture takes one.
         time_ids: (height, width, top, left, height, width) in pixels, [B, 6], where it takes them.
+        guidance: [B], where guidance is an input of the network, as of distilled models.
+        extra: what else goes into it, [B, ...] by the name that it has there; MASK is [B, L].
+        lengths: how many of the L tokens are each row's own, where prompts differ in that.
     """
 
     context: Tensor
     pooled: Tensor | None = None
     time_ids: Tensor | None = None
+    guidance: Tensor | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    lengths: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.context)
@@ -41,31 +52,74 @@ class Conditioning:
     @property
     def nbytes(self) -> int:
         """Of all parts."""
-        return sum(value.nbytes for _, value in self._parts())
+        return sum(value.nbytes for _, value in self._named())
 
-    def _parts(self) -> Iterator[tuple[str, Tensor]]:
-        for name in ("context", "pooled", "time_ids"):
+    def _named(self) -> Iterator[tuple[str, Tensor]]:
+        for name in ("context", "pooled", "time_ids", "guidance"):
             value = getattr(self, name)
             if value is not None:
                 yield name, value
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
         """With every part changed alike."""
-        return replace(self, **{name: change(value) for name, value in self._parts()})
+        extra = {name: change(value) for name, value in self.extra.items()}
+        changed: dict[str, Any] = {name: change(value) for name, value in self._named()}
+        return replace(self, **changed, extra=extra)
 
     def select(self, rows: Sequence[int] | Tensor) -> Conditioning:
         """The given rows, in the given order; a row may come several times."""
         index = torch.as_tensor(rows, dtype=torch.long, device=self.context.device)
-        return self.map(lambda part: part[index])
+        chosen = self.map(lambda part: part[index])
+        if self.lengths is None:
+            return chosen
+        return replace(chosen, lengths=tuple(self.lengths[int(row)] for row in rows))
+
+    def guided(self, guidance: float) -> Conditioning:
+        """With that much guidance as an input of the network, where it takes it."""
+        if self.guidance is None:
+            return self
+        return replace(self, guidance=torch.full_like(self.guidance, guidance))
+
+    def by_length(self) -> list[tuple[list[int], Conditioning]]:
+        """Which rows have equally many tokens, and those without any padding.
+
+        A network may count picture tokens from where the text ends, and need not know a mask: rows
+        that are as long as they are give what each gives alone.
+        """
+        if self.lengths is None:
+            return [([*range(len(self))], self)]
+        groups = []
+        for length in sorted({*self.lengths}):
+            rows = [row for row, own in enumerate(self.lengths) if own == length]
+            groups.append((rows, self.select(rows)._cut(length)))
+        return groups
+
+    def _cut(self, length: int) -> Conditioning:
+        extra = dict(self.extra)
+        if MASK in extra:
+            extra[MASK] = extra[MASK][:, :length]
+        return replace(self, context=self.context[:, :length], extra=extra, lengths=None)
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """All rows of all parts, in order; the parts are of one model."""
-        joined = {
-            name: torch.cat([getattr(part, name) for part in parts])
-            for name, _ in parts[0]._parts()
+        """All rows of all parts, in order; the parts are of one model. Where they have different
+        numbers of tokens, the shorter are padded with zeros, and `lengths` remembers it."""
+        first = parts[0]
+        joined: dict[str, Any] = {
+            n: _padded([getattr(part, n) for part in parts]) for n, _ in first._named()
         }
-        return replace(parts[0], **joined)
+        extra = {n: _padded([part.extra[n] for part in parts]) for n in first.extra}
+        lengths = [n for p in parts for n in p.lengths or (p.context.shape[1],) * len(p)]
+        are_equal = len({*lengths}) == 1 and lengths[0] == joined["context"].shape[1]
+        return replace(first, **joined, extra=extra, lengths=None if are_equal else tuple(lengths))
+
+
+def _padded(tensors: Sequence[Tensor]) -> Tensor:
+    """Joined along the rows, those with fewer tokens, [B, L, ...], filled up with zeros."""
+    if len({tensor.shape[1:] for tensor in tensors}) == 1:
+        return torch.cat([*tensors])
+    most = max(tensor.shape[1] for tensor in tensors)
+    return torch.cat([F.pad(t, (0, 0) * (t.ndim - 2) + (0, most - t.shape[1])) for t in tensors])
 
 
 @dataclass(frozen=True)
@@ -96,14 +150,17 @@ class Denoiser(Protocol):
     """What the network computes in; swapped-in tensors must be of this dtype."""
 
     def encode(self, prompts: Sequence[str], width: int, height: int) -> Conditioning:
-        """One row a prompt. width and height, in pixels, go into the time ids."""
+        """One row a prompt, with the guidance that targets have, where the network takes one.
+
+        width, height: of the picture, in pixels, for models that are told.
+        """
         ...
 
     def predict(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """The direction (x - denoised) / sigma, float32 [B, C, h, w].
+        """The direction (x - denoised) / sigma, float32, in the shape of x.
 
         Args:
-            x: noisy latents in sigma space, float32 [B, C, h, w].
+            x: noisy latents, float32 [B, C, h, w], or [B, C, 1, h, w] as video models have them.
             sigma: noise levels, float32 [B].
             conditioning: B rows.
         """
@@ -128,8 +185,9 @@ class Denoiser(Protocol):
         """The model's own schedule of `steps` noise levels."""
         ...
 
-    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        """(channels, height, width) of the latents of a picture of that many pixels."""
+    def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
+        """(channels, height, width), or (channels, 1, height, width) of video models, of the
+        latents of a picture of that many pixels."""
         ...
 
 
@@ -149,5 +207,5 @@ class Rehearsable(Denoiser, Protocol):
 
     @property
     def network(self) -> nn.Module:
-        """The UNet itself."""
+        """The UNet or transformer itself."""
         ...

@@ -1,7 +1,7 @@
 """The forms of a network's own output: how each becomes a direction, and what its errors weigh.
 
-All of them are asked for at a noisy latent x = x0 + sigma * eps, and are affine in each other there
-(Salimans and Ho 2022, in sigma space).
+Each is affine in the direction (x - denoised) / sigma at one noisy latent x (Salimans and Ho 2022
+for eps and v, in sigma space).
 """
 
 from typing import Protocol
@@ -28,6 +28,10 @@ class Prediction(Protocol):
         """Turns a squared error of the direction into one of the network's own output."""
         ...
 
+    def v_weight(self, sigma: float) -> float:
+        """Turns it into one of v, or of a flow's velocity."""
+        ...
+
 
 class Epsilon:
     """The network predicts the noise, which is the direction itself."""
@@ -40,6 +44,9 @@ class Epsilon:
     def loss_weight(self, sigma: float) -> float:
         return 1.0
 
+    def v_weight(self, sigma: float) -> float:
+        return sigma**2 + 1
+
 
 class VPrediction:
     """The network predicts v = (eps - sigma * x0) / sqrt(sigma^2 + 1).
@@ -51,28 +58,70 @@ class VPrediction:
     name = "v_prediction"
 
     def direction(self, output: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-        level = sigma.view(-1, 1, 1, 1)
+        level = by_row(sigma, x)
         scale = (level**2 + 1).sqrt()
         return (output * scale + x * level) / scale**2
 
     def loss_weight(self, sigma: float) -> float:
         return sigma**2 + 1
 
+    def v_weight(self, sigma: float) -> float:
+        return sigma**2 + 1
 
-PREDICTIONS: dict[str, Prediction] = {form.name: form for form in (Epsilon(), VPrediction())}
+
+class Flow:
+    """The network predicts the velocity eps - x0 of x = (1 - sigma) * x0 + sigma * eps (Liu et al.
+    2022), which is the direction itself."""
+
+    name = "flow_prediction"
+
+    def direction(self, output: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        return output
+
+    def loss_weight(self, sigma: float) -> float:
+        return 1.0
+
+    def v_weight(self, sigma: float) -> float:
+        return 1.0
+
+
+class ScaledFlow:
+    """The same of latents that are scaled by sigma + 1, as Cosmos-Predict2 has them: x is
+    x0 + sigma * eps, and the network predicts (sigma + 1) * eps-hat - x."""
+
+    name = "scaled_flow_prediction"
+
+    def direction(self, output: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        return (output + x) / (by_row(sigma, x) + 1)
+
+    def loss_weight(self, sigma: float) -> float:
+        return (sigma + 1) ** 2
+
+    def v_weight(self, sigma: float) -> float:
+        return (sigma + 1) ** 2
+
+
+FORMS = (Epsilon(), VPrediction(), Flow(), ScaledFlow())
+PREDICTIONS: dict[str, Prediction] = {form.name: form for form in FORMS}
 """By name."""
 
 
 def prediction(name: str) -> Prediction:
     """ESDError for a form that is not supported."""
     if name not in PREDICTIONS:
+        *others, last = PREDICTIONS
         raise ESDError(
-            f"the model predicts {name}, and only {' and '.join(PREDICTIONS)} can be erased from: "
-            "give another model"
+            f"the model predicts {name}, and only {', '.join(others)} and {last} can be erased "
+            "from: give another model"
         )
     return PREDICTIONS[name]
 
 
 def from_denoised(denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
     """The direction, where a host has turned every form into denoised latents already."""
-    return (x - denoised) / sigma.view(-1, 1, 1, 1)
+    return (x - denoised) / by_row(sigma, x)
+
+
+def by_row(sigma: Tensor, x: Tensor) -> Tensor:
+    """[B] in a shape that meets every row of x, [B, ...]."""
+    return sigma.view(-1, *[1] * (x.ndim - 1))

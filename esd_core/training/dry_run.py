@@ -1,9 +1,11 @@
 """A training step on tensors that have shapes and no contents, to count what would be alive.
 
 The network is the backend's own, so that casts, attention and recomputation count as they are done
-there. One rehearsal serves every batch and size: its batch and its latents' edge are primes, which
-no layer's width holds, so that the factors of an allocation tell what it grows with. Of equal
-blocks in a row two are rehearsed (`repeats`).
+there. Of a UNet one rehearsal serves every batch and size: its batch and its latents' edge are
+primes, which no layer's width holds, so that the factors of an allocation tell what it grows with.
+Of equal blocks in a row two are rehearsed (`repeats`). A transformer puts text and picture into one
+row of tokens, whose number has no such factors: it is rehearsed whole, at the size that is asked
+for.
 """
 
 import weakref
@@ -77,11 +79,12 @@ class DryRun:
         self._tell = tell
         longest = max(prompts_of(terms(config)), key=len)
         self._row = denoiser.encode([longest], config.width, config.height)
-        self._channels = denoiser.latent_shape(config.width, config.height)[0]
+        self._latent = denoiser.latent_shape(config.width, config.height)
+        self._is_exact = not denoiser.architecture.is_unet
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         with self._mode:
             self._network = denoiser.hollow()
-        self._repeated = fold(self._network.network)
+        self._repeated = [] if self._is_exact else fold(self._network.network)
         self._students: dict[Any, Student] = {}
         self._counts: dict[Any, Count] = {}
 
@@ -98,11 +101,15 @@ class DryRun:
                 self._students[key] = make_student(self._network, config)
         return list(self._students[key].masters.values())
 
-    def step(self, config: ErasureConfig, checkpointing: bool) -> Count:
-        """Of a pass forward and backward."""
+    def step(self, config: ErasureConfig, checkpointing: bool, *sizes: int) -> Count:
+        """Of a pass forward and backward.
+
+        sizes: batch, height and width of latents, which a transformer is rehearsed with.
+        """
         masters = self.masters(config)
         student = self._students[config.method, config.training.rank]
-        key = config.method, config.training.rank, checkpointing
+        sizes = self._rehearsed(sizes)
+        key = config.method, config.training.rank, checkpointing, *sizes
         if key not in self._counts:
             self._tell(_named(config, checkpointing))
             there = [*self._network.parameters().values(), *masters]
@@ -110,31 +117,34 @@ class DryRun:
                 self._mode,
                 torch.enable_grad(),
                 self._network.checkpointed(checkpointing),
-                _Alive(there, masters, self._repeated) as alive,
+                _Alive(there, masters, self._repeated, self._is_exact) as alive,
                 self._network.swapped(student.tensors()),
             ):
-                predicted = self._predict()
-                target, weight = torch.zeros_like(predicted), torch.ones(BATCH)
+                predicted = self._predict(*sizes)
+                target, weight = torch.zeros_like(predicted), torch.ones(len(predicted))
                 regression_loss(predicted, target, weight).backward()
                 del predicted
             self._counts[key] = Count(alive.events)
         return self._counts[key]
 
-    def evaluation(self) -> Count:
-        """Of a prediction of which nothing is kept for a gradient."""
-        if "evaluation" not in self._counts:
+    def evaluation(self, *sizes: int) -> Count:
+        """Of a prediction of which nothing is kept for a gradient; sizes as for a step."""
+        sizes = self._rehearsed(sizes)
+        if sizes not in self._counts:
             self._tell("a prediction")
             base = self._network.parameters().values()
-            with self._mode, torch.no_grad(), _Alive(base) as alive:
-                self._predict()
-            self._counts["evaluation"] = Count(alive.events)
-        return self._counts["evaluation"]
+            with self._mode, torch.no_grad(), _Alive(base, is_exact=self._is_exact) as alive:
+                self._predict(*sizes)
+            self._counts[sizes] = Count(alive.events)
+        return self._counts[sizes]
 
-    def _predict(self) -> Tensor:
-        edge = EDGE * LEVELS
-        rows = self._row.map(lambda t: torch.empty(BATCH, *t.shape[1:], dtype=t.dtype))
-        x = torch.empty(BATCH, self._channels, edge, edge)
-        return self._network.predict(x, torch.ones(BATCH), rows)
+    def _rehearsed(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        return sizes if self._is_exact else (BATCH, EDGE * LEVELS, EDGE * LEVELS)
+
+    def _predict(self, batch: int, height: int, width: int) -> Tensor:
+        rows = self._row.map(lambda t: torch.empty(batch, *t.shape[1:], dtype=t.dtype))
+        x = torch.empty(batch, *self._latent[:-2], height, width)
+        return self._network.predict(x, torch.ones(batch), rows)
 
 
 def counted(module: nn.Module, dtype: torch.dtype, call: Callable[[nn.Module], object]) -> Count:
@@ -162,6 +172,7 @@ class _Alive(TorchDispatchMode):
         before: tensors that are there already, and whose views cost nothing.
         masters: whose gradients are noted on their own, under "fp32" and "bf16", as they arrive.
         repeated: blocks of which some are not called, and count as the last that is.
+        is_exact: whether allocations are taken as they are, and grow with nothing.
     """
 
     def __init__(
@@ -169,8 +180,10 @@ class _Alive(TorchDispatchMode):
         before: Iterable[Tensor],
         masters: Iterable[Tensor] = (),
         repeated: Iterable[Repeated] = (),
+        is_exact: bool = False,
     ) -> None:
         super().__init__()
+        self._is_exact = is_exact
         self.events: list[tuple[Growth | str, int]] = []
         self._known = {tensor.untyped_storage()._cdata for tensor in before}
         self._alive: dict[int, tuple[Growth, int]] = {}
@@ -207,7 +220,8 @@ class _Alive(TorchDispatchMode):
         key = storage._cdata
         if key in self._known or key in self._alive:
             return
-        self._alive[key] = growth, size = _growth(storage.nbytes())
+        bytes_ = storage.nbytes()
+        self._alive[key] = growth, size = ((0, 0), bytes_) if self._is_exact else _growth(bytes_)
         self.events.append((growth, size))
         weakref.finalize(storage, self._forget, key)
 

@@ -26,7 +26,7 @@ class Plan:
     """Bytes that a run needs, and how it is run to need no more.
 
     Attributes:
-        weights: of the UNet, which are there already. masters: float32 (twice with max_drift).
+        weights: of the network, which are there already. masters: float32 (twice with max_drift).
         gradients, optimizer: of the masters. activations: of a step, beside the gradients.
         bank: a round's samples, which lie in the CPU's memory.
         needed: the most at one time, beside the weights, on the device.
@@ -197,7 +197,7 @@ class Planner:
 
     def _planned(self, config: ErasureConfig, checkpointing: bool, micro_batch: int) -> Plan:
         training = config.training
-        channels, height, width = self._denoiser.latent_shape(config.width, config.height)
+        channels, *_, height, width = self._denoiser.latent_shape(config.width, config.height)
         masters, optimizer, bank = self._held(config)
         held = masters + optimizer + (bank if self._denoiser.device.type == "cpu" else 0)
         sizes = [4 * master.numel() for master in self._dry_run.masters(config)]
@@ -206,10 +206,11 @@ class Planner:
         gradients = sum(sizes) // 2 if short else sum(sizes)
         # From a batch's second pass on, all gradients are there before it begins.
         arriving: str | int = sum(sizes) if passes > 1 else "bf16" if short else "fp32"
-        step = self._dry_run.step(config, checkpointing).peak(micro_batch, height, width, arriving)
+        batch = micro_batch, height, width
+        step = self._dry_run.step(config, checkpointing, *batch).peak(*batch, arriving)
         chunk = max(map(sum, chunks(sizes))) if short else 0
         stepping = step_bytes(training.optimizer, sizes, optimizer, gradients, chunk)
-        row = self._dry_run.evaluation().peak(1, height, width)
+        row = self._dry_run.evaluation(1, height, width).peak(1, height, width)
         evaluations = self._evaluations(config)
         # Of each, its text is copied twice, and its latents are there beside what is predicted.
         waiting = evaluations * (2 * self._dry_run.text + 4 * 4 * channels * height * width)

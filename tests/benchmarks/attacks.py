@@ -19,6 +19,7 @@ from esd_core.method.objective import regression_loss, v_weight
 from esd_core.method.sampling import predict_together, sample
 from esd_core.models.denoiser import Conditioning, Schedule
 from esd_core.models.diffusers_backend import DiffusersDenoiser
+from esd_core.models.prediction import Epsilon
 from esd_core.models.swap import materialize
 from esd_core.pocket import GUIDANCE
 from esd_core.pocket.world import SIZE
@@ -65,7 +66,7 @@ def denoising_loss(
     arXiv 2310.11868), counted as an error of v.
     """
     sigmas = denoiser.schedule(_LEVELS).sigmas[:-1]
-    weigh = v_weight(sigmas)
+    weigh = v_weight(Epsilon(), sigmas)
     sigma = sigmas[torch.randint(len(sigmas), (len(latents),), generator=noise)]
     added = torch.randn(latents.shape, generator=noise)
     x = latents + sigma.view(-1, 1, 1, 1) * added

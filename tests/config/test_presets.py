@@ -12,6 +12,10 @@ from esd_core.config.settings import ErasureConfig
 from esd_core.errors import ConfigError, FileError
 
 DEFAULTS = ("sd", "sdxl", "sdxl-esd-u")
+TRANSFORMERS = ("flux", "flux-schnell", "sd3")
+
+
+PUBLISHED = [n for n in names() if n not in ("pocket", *DEFAULTS, *TRANSFORMERS)]
 
 
 def load(name: str) -> ErasureConfig:
@@ -21,6 +25,8 @@ def load(name: str) -> ErasureConfig:
 def test_the_presets_there_are() -> None:
     assert names() == (
         "diffengine-sdxl-van-gogh",
+        "flux",
+        "flux-schnell",
         "leco-sdxl",
         "official-sd",
         "official-sdxl",
@@ -28,6 +34,7 @@ def test_the_presets_there_are() -> None:
         "paper-sd14",
         "pocket",
         "sd",
+        "sd3",
         "sdxl",
         "sdxl-esd-u",
     )
@@ -43,7 +50,10 @@ def test_a_preset_is_valid_and_commented(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in names() if name != "pocket"])
 def test_a_published_run_names_its_source(name: str) -> None:
     text = (FOLDER / f"{name}.toml").read_text(encoding="ascii")
-    sources = ("rohitgandikota/erasing", "okotaku/diffengine", "p1atdev/LECO")
+    sources = (
+        *("rohitgandikota/erasing", "okotaku/diffengine", "p1atdev/LECO"),
+        "CookedMorsel/erasing",
+    )
     assert any(source in text for source in sources)
 
 
@@ -70,7 +80,7 @@ def test_a_default_leaves_as_published_what_depends_on_the_scale(name: str, publ
     assert ours.training.learning_rate == theirs.training.learning_rate
 
 
-@pytest.mark.parametrize("name", [n for n in names() if n not in ("pocket", *DEFAULTS)])
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_run_has_the_bare_name_and_the_plain_error(name: str) -> None:
     config = load(name)
     assert config.contexts == () and config.preserve_weight == 1.0

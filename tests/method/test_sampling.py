@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from esd_core.method.sampling import predict_together, sample, unit_noise
-from esd_core.models.denoiser import Conditioning
+from esd_core.models.denoiser import MASK, Conditioning, Schedule
 
 VECTORS = {"two": (2, 2, 2, 2), "one": (1, 1, 1, 1), "ramp": (0, 1, 2, 3)}
 
@@ -98,3 +98,55 @@ def test_conditioning_rows():
     assert joined.pooled.flatten().tolist() == [0.0, 1.0, 2.0, 2.0, 0.0, 2.0]
     assert torch.equal(joined.time_ids[3], whole.time_ids[2])
     assert Conditioning(whole.context).select([1]).pooled is None
+
+
+def test_rows_of_different_lengths_are_padded_and_found_again():
+    rows = [
+        Conditioning(torch.randn(1, n, 3), torch.randn(1, 2), extra={MASK: torch.ones(1, n)})
+        for n in (4, 2, 4)
+    ]
+    whole = Conditioning.cat(rows)
+    assert whole.lengths == (4, 2, 4)
+    assert whole.context.shape == (3, 4, 3) and not whole.context[1, 2:].any()
+    short, long = whole.select([0, 1, 2]).by_length()
+    assert (short[0], long[0]) == ([1], [0, 2])
+    assert torch.equal(short[1].context, rows[1].context)
+    assert torch.equal(short[1].extra[MASK], rows[1].extra[MASK])
+    assert torch.equal(short[1].pooled, rows[1].pooled)
+    assert torch.equal(long[1].context, torch.cat([rows[0].context, rows[2].context]))
+    # What was padded once keeps its length beside what is longer still.
+    longer = Conditioning(torch.randn(1, 6, 3), torch.randn(1, 2), extra={MASK: torch.ones(1, 6)})
+    assert Conditioning.cat([whole, longer]).lengths == (4, 2, 4, 6)
+    assert Conditioning.cat([whole.select([1])]).by_length()[0][1].context.shape == (1, 2, 3)
+
+
+def test_rows_of_one_length_need_no_padding():
+    rows = [Conditioning(torch.randn(1, 4, 3)) for _ in range(2)]
+    assert Conditioning.cat(rows).lengths is None
+
+
+class Guided:
+    """A network that takes guidance as an input, and predicts it beside its prompt."""
+
+    def __init__(self):
+        self.seen = []
+
+    def predict(self, x, sigma, conditioning):
+        self.seen.append((conditioning.context.flatten().tolist(), conditioning.guidance.tolist()))
+        return (conditioning.context[:, 0] * conditioning.guidance[:, None])[:, :, None, None] + x
+
+
+def test_guidance_that_is_an_input_leads_and_targets_are_without():
+    """Sampled with it along the prompt alone; what is recorded has the guidance of targets."""
+    rows = [Conditioning(torch.tensor([[[value]]]), guidance=torch.ones(1)) for value in (2.0, 5.0)]
+    network, seen = Guided(), []
+    schedule = Schedule(torch.tensor([1.0, 0.5, 0.0]), 1.0)
+    noise = torch.full((1, 1, 1, 1), 3.0)
+    found = sample(network, noise, rows, schedule, 3.5, lambda *step: seen.append(step))
+    x = 3.0
+    for (state, _, predicted), step in zip(seen, (0.5, 0.5), strict=True):
+        assert state.item() == x and [p.item() for p in predicted] == [2 + x, 5 + x]
+        x = x - step * (2 * 3.5 + x)
+    assert found.item() == x
+    assert [sigma for _, sigma, _ in seen] == [1.0, 0.5]
+    assert network.seen[0] == ([2.0], [3.5]) and network.seen[1] == ([2.0, 5.0], [1.0, 1.0])

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from esd_core.errors import ESDError
-from esd_core.models.prediction import Epsilon, VPrediction, from_denoised, prediction
+from esd_core.models.prediction import (
+    Epsilon,
+    Flow,
+    ScaledFlow,
+    VPrediction,
+    from_denoised,
+    prediction,
+)
 
 
 def velocity(eps, x, sigma):
@@ -32,6 +39,28 @@ def test_every_form_gives_the_same_direction(sigma):
     torch.testing.assert_close(from_denoised(x - sigma * eps, x, levels), eps)
 
 
+@pytest.mark.parametrize("sigma", [0.03, 0.5, 1.0])
+def test_a_flow_predicts_the_direction_itself(sigma):
+    """x = (1 - sigma) x0 + sigma eps moves with velocity eps - x0, and denoised is x - sigma v."""
+    x0, eps = torch.randn(2, 3, 4, 1, 8, 8, generator=torch.Generator().manual_seed(3)).double()
+    x, levels = (1 - sigma) * x0 + sigma * eps, torch.full((3,), sigma).double()
+    torch.testing.assert_close(Flow().direction(eps - x0, x, levels), from_denoised(x0, x, levels))
+    assert Flow().loss_weight(sigma) == Flow().v_weight(sigma) == 1
+
+
+@pytest.mark.parametrize("sigma", [0.03, 1.0, 80.0])
+def test_a_scaled_flow_is_one_of_scaled_latents(sigma):
+    """Cosmos: with t = sigma / (sigma + 1), the flow of (1 - t) x0 + t eps = x / (sigma + 1)."""
+    x0, eps = torch.randn(2, 3, 4, 1, 8, 8, generator=torch.Generator().manual_seed(4)).double()
+    x, levels = x0 + sigma * eps, torch.full((3,), sigma).double()
+    torch.testing.assert_close(ScaledFlow().direction(eps - x0, x, levels), eps)
+    other = eps - x0 + 1
+    error = ScaledFlow().direction(other, x, levels) - eps
+    torch.testing.assert_close(
+        ScaledFlow().loss_weight(sigma) * error.square().mean(), torch.tensor(1.0).double()
+    )
+
+
 def test_a_form_that_is_not_supported_is_refused():
-    with pytest.raises(ESDError, match="predicts sample, and only epsilon and v_prediction"):
+    with pytest.raises(ESDError, match="predicts sample, and only epsilon, v_prediction,"):
         prediction("sample")
