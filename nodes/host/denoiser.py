@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import comfy.model_base
 import comfy.model_patcher
+import comfy.sampler_helpers
+import comfy.samplers
 import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock
-from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from comfy.model_management import get_free_memory, throw_exception_if_processing_interrupted
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from ...esd_core.errors import ConfigError, ESDError
@@ -22,9 +26,15 @@ from ...esd_core.models.denoiser import Conditioning, Schedule
 from ...esd_core.models.fragments import fragments
 from ...esd_core.models.prediction import from_denoised
 from ...esd_core.models.swap import Weight, hollowed, materialize, replaced, slots_of
-from .model import architecture, context_width, prediction
+from .model import architecture, context_width, latent_shape, prediction, takes_guidance
 from .session import compute_dtype, differentiable_attention
-from .text import Texts
+from .text import Texts, own
+
+TARGET_GUIDANCE = 1.0
+"""Of networks that take guidance as an input, as the official code has it for FLUX
+(rohitgandikota/erasing at 2ff19a1)."""
+_COUNTED = "num_tokens"
+"""An argument of Lumina 2's network: how many tokens a prompt has, one number for all rows."""
 
 OnRows = Callable[[int, bool], None]
 """Called with the rows that go through the network, and whether they are trained on."""
@@ -63,12 +73,12 @@ class HostDenoiser:
     @contextmanager
     def checkpointed(self, enabled: bool) -> Iterator[None]:
         """The host has no switch for it: blocks forget what they computed, one by one."""
-        kinds = (ResBlock, BasicTransformerBlock)
-        modules = self._inner.diffusion_model.modules()
-        blocks = [block for block in modules if enabled and isinstance(block, kinds)]
+        blocks = _blocks(self.network) if enabled else []
         try:
             for block in blocks:
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+                block.forward = partial(
+                    checkpoint, block.forward, use_reentrant=False, context_fn=_recomputing
+                )
             yield
         finally:
             for block in blocks:
@@ -87,19 +97,17 @@ class HostDenoiser:
 
     @property
     def network(self) -> nn.Module:
-        unet: nn.Module = self._inner.diffusion_model
-        return unet
+        network: nn.Module = self._inner.diffusion_model
+        return network
 
-    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        factor = self.architecture.latent_factor
-        if width % factor or height % factor:
-            raise ConfigError(
-                f"width and height must be multiples of {factor}, not {width}x{height}"
-            )
-        return self.architecture.latent_channels, height // factor, width // factor
+    def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
+        return latent_shape(self.model, width, height)
 
     def schedule(self, steps: int) -> Schedule:
-        """Even steps through the training's noise levels, from below, as SDXL is published."""
+        """For UNets even steps through the training's noise levels, from below, as SDXL is
+        published; for flows the host's own of the name simple, from the first noise level on."""
+        if not self.architecture.is_unet:
+            return self._simple_schedule(steps)
         levels = self.model.model.model_sampling.sigmas.float().cpu()
         stride = len(levels) // steps
         if not stride:
@@ -110,33 +118,121 @@ class HostDenoiser:
         sigmas = torch.cat([levels[rows.clamp(max=len(levels) - 1)], torch.zeros(1)])
         return Schedule(sigmas, float((sigmas[0] ** 2 + 1).sqrt()))
 
+    def _simple_schedule(self, steps: int) -> Schedule:
+        sampling = self.model.get_model_object("model_sampling")
+        sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", steps).float().cpu()
+        one = torch.ones(1)
+        start = sampling.noise_scaling(sigmas[0], one, torch.zeros(1), max_denoise=True)
+        return Schedule(sigmas, float(start))
+
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], width: int, height: int) -> Conditioning:
-        """`pooled` holds what the MODEL makes of pooled text and sizes together."""
-        states, pooled = self.texts.rows(prompts)
-        if states.shape[-1] != context_width(self.model):
+        """The host's whole condition of every prompt, as its samplers make it.
+
+        `pooled` holds what the MODEL makes of pooled text, and of sizes.
+        """
+        conds = [self._conds(prompt, width, height) for prompt in prompts]
+        states = [one["c_crossattn"] for one in conds]
+        if self.architecture.is_unet:
+            # As the host does: attention to tokens that all come n times is the same.
+            length = math.lcm(*(one.shape[1] for one in states))
+            states = [one.repeat(1, length // one.shape[1], 1) for one in states]
+        return Conditioning.cat(
+            [self._row(state, cond) for state, cond in zip(states, conds, strict=True)]
+        )
+
+    def _conds(self, prompt: str, width: int, height: int) -> dict[str, Any]:
+        """By the names of the network's arguments."""
+        found = self.texts.condition(prompt)
+        states = found.pop("cond")
+        if context_width(self.model) not in (None, states.shape[-1]):
             raise ESDError(
                 f"the CLIP gives text of width {states.shape[-1]}, and the MODEL takes "
                 f"{context_width(self.model)}: connect the CLIP of the same checkpoint"
             )
-        vector = None
-        if self.architecture.takes_sizes:
-            vector = self.model.model.encode_adm(
-                pooled_output=pooled, width=width, height=height, device=self.device
-            ).to(self.device)
-        return Conditioning(states.to(self.device), vector)
+        latent = torch.zeros(1, *self.latent_shape(width, height), device=self.device)
+        with torch.inference_mode():  # in which some models prepare text beforehand
+            asked = found | {"width": width, "height": height}
+            cond = comfy.sampler_helpers.convert_cond([[states, asked]])
+            make = self._inner.extra_conds
+            made = comfy.samplers.encode_model_conds(make, cond, latent, self.device, "positive")
+            conds = {n: one.process_cond(1, area=None) for n, one in made[0]["model_conds"].items()}
+        return {name: own(one.cond) for name, one in conds.items() if one.cond is not None}
+
+    def _row(self, states: Tensor, conds: Mapping[str, Any]) -> Conditioning:
+        parts = {n: v for n, v in conds.items() if isinstance(v, Tensor) and n != "c_crossattn"}
+        if _COUNTED in conds:
+            parts[_COUNTED] = torch.tensor([conds[_COUNTED]])
+        parts = {name: part.to(self.device) for name, part in parts.items()}
+        guidance = None
+        if takes_guidance(self.model):  # others may be told, and do not listen
+            guidance = torch.full_like(parts.pop("guidance"), TARGET_GUIDANCE)
+        if not self.architecture.is_unet:  # whose states are many, and are cast on the way anyhow
+            states = states.to(self.compute_dtype)
+        pooled = parts.pop("y", None)
+        return Conditioning(states.to(self.device), pooled, guidance=guidance, extra=parts)
 
     def predict(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         throw_exception_if_processing_interrupted()
         self.on_rows(len(x), torch.is_grad_enabled())
-        vector: dict[str, Any] = {}
+        with OutOfPlace() if torch.is_grad_enabled() else nullcontext():
+            if conditioning.lengths is None:
+                denoised = self._denoised(x, sigma, conditioning)
+            else:
+                groups = conditioning.by_length()
+                parts = [self._denoised(x[rows], sigma[rows], own) for rows, own in groups]
+                order = torch.tensor([row for rows, _ in groups for row in rows]).argsort()
+                denoised = torch.cat(parts)[order.to(x.device)]
+        return from_denoised(denoised, x, sigma)
+
+    def _denoised(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        given: dict[str, Any] = dict(conditioning.extra)
+        if _COUNTED in given:
+            given[_COUNTED] = conditioning.context.shape[1]
         if conditioning.pooled is not None:
-            vector = {"y": conditioning.pooled}
-        denoised = self._inner.apply_model(
+            given["y"] = conditioning.pooled
+        if conditioning.guidance is not None:
+            given["guidance"] = conditioning.guidance
+        denoised: Tensor = self._inner.apply_model(
             x,
             sigma,
             c_crossattn=conditioning.context,
             transformer_options={"optimized_attention_override": differentiable_attention},
-            **vector,
+            **given,
         )
-        return from_denoised(denoised, x, sigma)
+        return denoised
+
+
+class OutOfPlace(TorchFunctionMode):
+    """Inside, `x += y` makes a new tensor, as it must where backward needs the old one.
+
+    The blocks of FLUX and its kin add to their inputs in place: plain backward raises, and
+    recomputation from inputs that have been added to gives wrong gradients without a word. What is
+    rebound, as by +=, is right either way; a bare `x.add_(y)` would be lost, and no model that can
+    be trained here has one (tests/host/test_gradients.py compares predictions).
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.add_ and _is_recorded(*args):
+            func = Tensor.add
+        return func(*args, **(kwargs or {}))
+
+
+def _is_recorded(*values: Any) -> bool:
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _recomputing() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Around a block's pass, and around its recomputation, which may run in another thread."""
+    return nullcontext(), OutOfPlace()
+
+
+def _blocks(network: nn.Module) -> list[nn.Module]:
+    """What is recomputed one by one: a UNet's inner blocks, or the items of a transformer's lists
+    of blocks."""
+    if isinstance(network, UNetModel):
+        kinds = (ResBlock, BasicTransformerBlock)
+        return [block for block in network.modules() if isinstance(block, kinds)]
+    lists = [part for part in network.children() if isinstance(part, nn.ModuleList)]
+    return [block for part in lists for block in part]

@@ -9,9 +9,9 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
-from ...esd_core.errors import ESDError
-from ...esd_core.models.architectures import Architecture, like
-from ...esd_core.models.prediction import Epsilon, Prediction, VPrediction
+from ...esd_core.errors import ConfigError, ESDError
+from ...esd_core.models.architectures import Architecture, by_host, like, trained_titles
+from ...esd_core.models.prediction import Epsilon, Flow, Prediction, ScaledFlow, VPrediction
 from ..defaults import POCKET
 from .pocket import PocketSDXL
 
@@ -21,49 +21,115 @@ _SCALES = ("scale_weight", "weight_scale", "scale_input", "input_scale")
 def architecture(model: comfy.model_patcher.ModelPatcher) -> Architecture:
     """ESDError for a MODEL that cannot be trained."""
     inner = model.model
-    unet = getattr(inner, "diffusion_model", None)
-    kind = type(inner).__name__
-    if not isinstance(unet, UNetModel):
-        raise ESDError(
-            f"the MODEL is not a UNet but {kind}: connect Stable Diffusion 1.x, 2.x or SDXL"
-        )
+    is_unet = isinstance(getattr(inner, "diffusion_model", None), UNetModel)
+    found = _unet(model) if is_unet else _transformer(model)
+    if found is None:
+        raise ESDError(f"the MODEL is {type(inner).__name__}: connect {trained_titles()}")
+    form = _form(model)
+    if form is None or (is_unet and isinstance(form, Flow)):
+        what = "a flow" if form else "no eps, v or flow"
+        raise ESDError(f"the MODEL is sampled as {what}: connect it without what changes that")
+    return found
+
+
+def _unet(model: comfy.model_patcher.ModelPatcher) -> Architecture | None:
+    inner = model.model
     takes_sizes = isinstance(inner, comfy.model_base.SDXL)
-    found = like(context_width(model), takes_sizes)
-    if unet.in_channels != found.latent_channels:
-        raise ESDError(
-            f"the MODEL takes {unet.in_channels} channels, as inpainting models do: connect the "
-            "text-to-image model that it was made from"
-        )
-    if isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST):
-        raise ESDError("the MODEL is sampled as a flow: connect one of eps- or v-prediction")
+    width = inner.model_config.unet_config["context_dim"]
+    found = like(width, takes_sizes)
+    _refuse_pictures(inner.diffusion_model.in_channels - found.latent_channels)
     is_plain = type(inner) is comfy.model_base.BaseModel
-    if takes_sizes or (is_plain and context_width(model) == found.context_width):
-        return found
-    raise ESDError(f"the MODEL is {kind}: connect Stable Diffusion 1.x, 2.x or SDXL")
+    is_known = is_plain and width == found.context_width
+    return found if takes_sizes or is_known else None
+
+
+def _transformer(model: comfy.model_patcher.ModelPatcher) -> Architecture | None:
+    inner = model.model
+    configs = [kind.__name__ for kind in type(inner.model_config).__mro__]
+    found = by_host(configs, type(inner).__name__)
+    if found:
+        latent = torch.zeros(1, *latent_shape(model, 64, 64))
+        beside = inner.concat_cond(noise=latent, device=latent.device)
+        _refuse_pictures(0 if beside is None else beside.shape[1])
+    return found
+
+
+def _refuse_pictures(channels: int) -> None:
+    """channels: what the MODEL takes beside a latent's."""
+    if channels:
+        raise ESDError(
+            f"the MODEL takes {channels} channels beside those of its latents, as inpainting "
+            "models do: connect the text-to-image model that it was made from"
+        )
+
+
+def latent_shape(
+    model: comfy.model_patcher.ModelPatcher, width: int, height: int
+) -> tuple[int, ...]:
+    """(channels, height, width) of a picture's latents, or (channels, 1, height, width)."""
+    form = model.get_model_object("latent_format")
+    factor = getattr(form, "spacial_downscale_ratio", 8)  # older hosts have no other
+    if width % factor or height % factor:
+        raise ConfigError(f"width and height must be multiples of {factor}, not {width}x{height}")
+    frames = (1,) * (form.latent_dimensions - 2)
+    return form.latent_channels, *frames, height // factor, width // factor
 
 
 def preset(model: comfy.model_patcher.ModelPatcher, method: str) -> str:
     """The preset that serves this MODEL and method; ESDError for a MODEL that cannot be trained."""
     kind = architecture(model)
     is_pocket = isinstance(model.model.model_config, PocketSDXL)
-    return POCKET if is_pocket else kind.preset_for(method)
+    if is_pocket:
+        return POCKET
+    unguided = "" if takes_guidance(model) else kind.unguided_preset
+    return unguided or kind.preset_for(method)
 
 
-def context_width(model: comfy.model_patcher.ModelPatcher) -> int:
-    """Of the text states that the UNet attends to."""
-    width: int = model.model.model_config.unet_config["context_dim"]
-    return width
+def takes_guidance(model: comfy.model_patcher.ModelPatcher) -> bool:
+    """Whether guidance is an input of the network, as of distilled models."""
+    return _GUIDANCE_INPUT in parameters(model)
+
+
+_GUIDANCE_INPUT = "guidance_in.in_layer.weight"
+"""By which the host tells it too."""
+
+
+def context_width(model: comfy.model_patcher.ModelPatcher) -> int | None:
+    """Of the text states that the network attends to; None where it does not tell."""
+    inner = model.model
+    if isinstance(inner.diffusion_model, UNetModel):
+        width: int = inner.model_config.unet_config["context_dim"]
+        return width
+    layer = architecture(model).text_input
+    return inner.diffusion_model.get_submodule(layer).weight.shape[1] if layer else None
 
 
 def prediction(model: comfy.model_patcher.ModelPatcher) -> Prediction:
-    """The form of the UNet's output."""
+    """The form of the network's output."""
+    form = _form(model)
+    assert form, "`architecture` refuses others"
+    return form
+
+
+def _form(model: comfy.model_patcher.ModelPatcher) -> Prediction | None:
+    """None for one in which the direction is not what the network predicts."""
     sampling = model.get_model_object("model_sampling")
-    is_v = isinstance(sampling, comfy.model_sampling.V_PREDICTION)
-    return VPrediction() if is_v else Epsilon()
+    return next((form for kind, form in _FORMS.items() if isinstance(sampling, kind)), None)
+
+
+_KINDS = comfy.model_sampling
+_FORMS: dict[type, Prediction | None] = {
+    **{kind: None for kind in (_KINDS.IMG_TO_IMG, getattr(_KINDS, "IMG_TO_IMG_FLOW", ())) if kind},
+    _KINDS.V_PREDICTION: VPrediction(),
+    _KINDS.EPS: Epsilon(),
+    _KINDS.CONST: Flow(),
+    _KINDS.COSMOS_RFLOW: ScaledFlow(),
+}
+"""By the host's classes, the nearest first."""
 
 
 def parameters(model: comfy.model_patcher.ModelPatcher) -> dict[str, Tensor]:
-    """The UNet's tensors as they are now, by canonical name."""
+    """The network's tensors as they are now, by canonical name."""
     return dict(model.model.diffusion_model.named_parameters())
 
 

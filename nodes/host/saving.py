@@ -76,7 +76,13 @@ def _base(model: ModelPatcher, kind: Format) -> Iterator[Base]:
         return
     known = architecture(model)
     with borrowed(model) as own:
-        yield Base(known, diffusers_config(own), parameters(own), _markers(own))
+        yield Base(known, diffusers_config(own), _whole(own), _markers(own))
+
+
+def _whole(model: ModelPatcher) -> dict[str, Tensor]:
+    """All that a file of the MODEL holds: some have tables beside their parameters."""
+    tables: dict[str, Tensor] = model.model.diffusion_model.state_dict(keep_vars=True)
+    return parameters(model) | tables
 
 
 def _dtype_of(tensors: Mapping[str, Tensor]) -> torch.dtype:

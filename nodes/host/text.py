@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from typing import Any
 
 import comfy.sd
 import torch
@@ -31,7 +31,7 @@ class Texts:
     def __init__(self, clip: comfy.sd.CLIP) -> None:
         refuse_none(clip)
         self._clip = clip
-        self._known: dict[str, tuple[Tensor, Tensor | None]] = {}
+        self._known: dict[str, dict[str, Any]] = {}
 
     def learn(self, prompts: Iterable[str]) -> None:
         """Encodes those that are not known yet."""
@@ -39,19 +39,19 @@ class Texts:
             if prompt not in self._known:
                 with torch.inference_mode():
                     tokens = self._clip.tokenize(prompt)
-                    states, pooled = self._clip.encode_from_tokens(tokens, return_pooled=True)
-                with torch.inference_mode(False):  # a clone can be part of a graph
-                    own = None if pooled is None else pooled.clone()
-                    self._known[prompt] = states.clone(), own
+                    found = self._clip.encode_from_tokens(
+                        tokens, return_pooled=True, return_dict=True
+                    )
+                self._known[prompt] = {n: own(v) for n, v in found.items() if n != "hooks"}
 
-    def rows(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        """Token states [B, L, C] and pooled text [B, P], where this CLIP pools.
+    def condition(self, prompt: str) -> dict[str, Any]:
+        """What the CLIP gives: `cond` is the token states, [1, L, C], `pooled_output` pooled text,
+        [1, P], or None where it does not pool, and there may be more, by the host's names."""
+        self.learn([prompt])
+        return dict(self._known[prompt])
 
-        Prompts of several chunks have more tokens. Shorter ones are repeated up to a common
-        length, as the host does: attention to tokens that all come n times is the same.
-        """
-        self.learn(prompts)
-        states, pooled = zip(*(self._known[prompt] for prompt in prompts), strict=True)
-        length = math.lcm(*(one.shape[1] for one in states))
-        together = torch.cat([one.repeat(1, length // one.shape[1], 1) for one in states])
-        return together, None if pooled[0] is None else torch.cat(pooled)
+
+def own(value: Any) -> Any:
+    """A tensor that can be part of a graph, of one of inference mode; anything else is itself."""
+    with torch.inference_mode(False):
+        return value.clone() if isinstance(value, Tensor) else value

@@ -212,8 +212,8 @@ def _course(config: ErasureConfig, denoiser: HostDenoiser, texts: Texts) -> str:
         [name, float(tensor.float().sum()), float(tensor.float().norm())]
         for name, tensor in denoiser.parameters().items()
     ]
-    rows, _ = texts.rows(probed_prompts(config))
-    text = [[float(row.sum()), float(row.norm())] for row in rows]
+    states = [texts.condition(prompt)["cond"] for prompt in probed_prompts(config)]
+    text = [[float(state.sum()), float(state.norm())] for state in states]
     levels = float(denoiser.model.model.model_sampling.sigmas.sum())
     return _digest([settings, weights, text, levels, denoiser.prediction.name])
 

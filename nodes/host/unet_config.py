@@ -1,4 +1,4 @@
-"""A MODEL's UNet as the core knows it: diffusers' config, and the weights without any patch."""
+"""A MODEL as the core's files know it: diffusers' config, and the weights without any patch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def unpatched(model: comfy.model_patcher.ModelPatcher) -> dict[str, Tensor]:
 
 
 def diffusers_config(model: comfy.model_patcher.ModelPatcher) -> dict[str, Any]:
-    """The config of the UNet2DConditionModel that has this MODEL's weights."""
+    """The config of the UNet2DConditionModel that has this MODEL's weights; {} of a transformer."""
+    if not architecture(model).is_unet:
+        return {}
     shapes = {name: tuple(tensor.shape) for name, tensor in parameters(model).items()}
     config = unet_config(shapes)
     config["attention_head_dim"] = _heads(

@@ -1,8 +1,11 @@
 """Nodes that only the tests use: models that nothing small enough to download would give."""
 
+import importlib.util
 import json
 import os
+import sys
 import tempfile
+from pathlib import Path
 
 import comfy.clip_vision
 import comfy.model_management
@@ -114,5 +117,52 @@ class TestOffloaded:
         return (model,)
 
 
-NODES = (TestClipVision, TestCosines, TestOffloaded, TestPackedLoader, TestSplit)
-NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in NODES}
+def _beside(name):
+    """A module of this folder, which the host does not look into."""
+    path = Path(__file__).resolve().with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, path)
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+miniatures = _beside("miniatures")
+miniatures.register()
+
+
+class TestWideClip:
+    """A CLIP whose text is as wide as a family's."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"clip": ("CLIP",), "family": ("STRING",)}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("CLIP",), "widen", "test"
+
+    def widen(self, clip, family):
+        return (miniatures.WideClip(clip, family),)
+
+
+class TestMiniature:
+    """Writes a family's miniature for the stock loaders, in a format; its name."""
+
+    INPUT_TYPES = classmethod(
+        lambda cls: {"required": {"family": ("STRING",), "dtype": ("STRING",)}}
+    )
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = ("STRING",), "write", "test", True
+
+    def write(self, family, dtype):
+        state = miniatures.state_of(family)
+        path = os.path.join(
+            folder_paths.get_folder_paths("diffusion_models")[0], f"{family}-{dtype}.safetensors"
+        )
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        own = {name: tensor.to(getattr(torch, dtype)) for name, tensor in state.items()}
+        comfy.utils.save_torch_file(own, path)
+        return (os.path.basename(path),)
+
+
+NODE_CLASS_MAPPINGS = {
+    kind.__name__: kind
+    for kind in (
+        *(TestClipVision, TestCosines, TestPackedLoader, TestSplit),
+        *(TestWideClip, TestMiniature),
+    )
+}

@@ -71,7 +71,7 @@ def test_auto_trains_all_but_cross_attention_more_gently_on_sdxl(trees):
 
 def test_the_refiner_is_refused(trees):
     told = trees["refiner"]["refused"]
-    assert "the MODEL is SDXLRefiner: connect Stable Diffusion 1.x, 2.x or SDXL" in told
+    assert "the MODEL is SDXLRefiner: connect SDXL, SD 2.x, SD 1.x" in told
 
 
 @pytest.mark.parametrize(
@@ -128,22 +128,23 @@ def stock(graph, server, name, tensors):
     return [graph.add("UNETLoader", unet_name=written(server, name, tensors)), 0]
 
 
-SD3 = {
-    "x_embedder.proj.weight": (64, 16, 2, 2),
-    "context_embedder.weight": (64, 64),
-    "y_embedder.mlp.0.weight": (64, 64),
-    "joint_blocks.0.context_block.attn.qkv.weight": (192, 64),
-    "final_layer.linear.weight": (64, 64),
+HUNYUAN_VIDEO = {
+    "txt_in.individual_token_refiner.blocks.0.norm1.weight": (128,),
+    "txt_in.input_embedder.weight": (128, 64),
+    "img_in.proj.weight": (128, 16, 1, 2, 2),
+    "final_layer.linear.weight": (64, 128),
+    "vector_in.in_layer.weight": (128, 768),
 }
-"""Enough of a Stable Diffusion 3 for ComfyUI to know it, of one block of one head."""
+"""Enough of a Hunyuan Video for ComfyUI to know it, without any block."""
 
 
-def test_a_transformer_is_refused_by_name(server):
+def test_another_transformer_is_refused_by_name(server):
     graph = Graph(server)
     _, clip, _ = graph.pocket()
-    model = stock(graph, server, "sd3", {n: torch.zeros(shape) for n, shape in SD3.items()})
-    told = refused(graph, model, clip)
-    assert "the MODEL is not a UNet but SD3: connect Stable Diffusion 1.x, 2.x or SDXL" in told
+    tensors = {n: torch.zeros(shape) for n, shape in HUNYUAN_VIDEO.items()}
+    told = refused(graph, stock(graph, server, "hunyuan", tensors), clip)
+    assert "the MODEL is HunyuanVideo: connect SDXL, SD 2.x, SD 1.x, Stable Diffusion 3" in told
+    assert all(known.title in told for known in ARCHITECTURES.values() if known.layers)
 
 
 def test_an_inpainting_unet_is_refused(server):
@@ -153,7 +154,7 @@ def test_an_inpainting_unet_is_refused(server):
     graph = Graph(server)
     _, clip, _ = graph.pocket()
     told = refused(graph, stock(graph, server, "inpainting", weights), clip)
-    assert "takes 9 channels, as inpainting models do" in told
+    assert "takes 5 channels beside those of its latents, as inpainting models do" in told
 
 
 def test_a_flow_is_refused(server):

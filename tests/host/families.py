@@ -1,0 +1,17 @@
+"""The transformers that are tried in miniature, by the names that miniatures.py has for them."""
+
+from comfy_server import find_comfyui
+
+_BY_VERSION = {
+    "": ("sd3", "flux", "flux-schnell"),
+}
+"""Which came with which file of ComfyUI's."""
+
+
+def _families() -> tuple[str, ...]:
+    place = find_comfyui()
+    there = [names for file, names in _BY_VERSION.items() if place and (place / file).exists()]
+    return tuple(name for names in there for name in names)
+
+
+FAMILIES = _families()
