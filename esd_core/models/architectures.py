@@ -27,8 +27,8 @@ class Architecture:
 
     Attributes:
         name: in the metadata of files and in reports. title: for people.
-        context_width: width of the text states that the network attends to.
-        latent_channels: of its latents. latent_factor: pixels along an edge of one latent.
+        context_width: width of the text states that a UNet attends to. latent_channels: of its
+            latents.
         takes_sizes: whether pooled text and picture sizes go with every prompt.
         heads: attention heads of every level; None where every head is 64 wide.
         label_config: what diffusers' config calls the embedding that the shapes show as a label's.
@@ -41,14 +41,14 @@ class Architecture:
         is_marked_v: whether ComfyUI tells a v-model by an empty tensor in its file.
         hosts: ComfyUI's names for it, of the config in supported_models and of the class in
             model_base; none for UNets, which are told by their sizes.
-        text_input: the layer whose columns are as many as `context_width`, where it is not fixed.
+        text_input: a transformer's layer that takes text, with as many columns as that is wide; ""
+            where more than one does.
     """
 
     name: str
     title: str
-    context_width: int
+    context_width: int = 0
     latent_channels: int = 4
-    latent_factor: int = 8
     takes_sizes: bool = False
     heads: int | None = None
     label_config: Mapping[str, Any] = field(
@@ -178,8 +178,6 @@ _NORM = re.compile(r"norm|\bln_|scale$")
 SD3 = Architecture(
     name="sd3",
     title="Stable Diffusion 3 and 3.5",
-    context_width=4096,
-    latent_channels=16,
     layers=_transformer_layers(
         r"joint_blocks\.\d+\..+",
         r"joint_blocks\.\d+\.context_block\.attn\.(qkv|proj)",
@@ -200,8 +198,6 @@ _FLUX_LAYERS = _transformer_layers(
 FLUX = Architecture(
     name="flux",
     title="FLUX.1",
-    context_width=4096,
-    latent_channels=16,
     layers=_FLUX_LAYERS,
     presets=_presets("flux"),
     unguided_preset="flux-schnell",
@@ -211,8 +207,160 @@ FLUX = Architecture(
     hosts=(("Flux", "Flux"), ("FluxSchnell", "Flux")),
     text_input="txt_in",
 )
+FLUX2 = Architecture(
+    name="flux2",
+    title="FLUX.2",
+    layers=_FLUX_LAYERS,
+    presets=_presets("flux2"),
+    modelspec="flux-2-dev",
+    ss_version="flux2",
+    has_ldm_lora_names=True,
+    hosts=(("Flux2", "Flux2"),),
+    text_input="txt_in",
+)
+CHROMA = Architecture(
+    name="chroma",
+    title="Chroma",
+    layers=_FLUX_LAYERS,
+    presets=_presets("transformer"),
+    modelspec="chroma",
+    ss_version="chroma",
+    has_ldm_lora_names=True,
+    hosts=(("Chroma", "Chroma"),),
+    text_input="txt_in",
+)
+QWEN_IMAGE = Architecture(
+    name="qwen-image",
+    title="Qwen-Image",
+    layers=_transformer_layers(
+        r"transformer_blocks\.\d+\..+",
+        r"transformer_blocks\.\d+\.attn\.(add_[qkv]_proj|to_add_out)",
+        r"transformer_blocks\.\d+\.attn\.add_[kv]_proj",
+    ),
+    presets=_presets("transformer"),
+    modelspec="qwen-image",
+    ss_version="qwen_image",
+    has_ldm_lora_names=True,
+    hosts=(("QwenImage", "QwenImage"),),
+    text_input="txt_in",
+)
+_LUMINA_LAYERS = _transformer_layers(
+    r"(layers|noise_refiner|context_refiner)\.\d+\..+|cap_embedder\.1",
+    r"context_refiner\.\d+\..+|cap_embedder\.1",
+    r"context_refiner\.\d+\.attention\.qkv",
+)
+Z_IMAGE = Architecture(
+    name="z-image",
+    title="Z-Image",
+    layers=_LUMINA_LAYERS,
+    presets=_presets("transformer-turbo"),
+    modelspec="z-image",
+    ss_version="zimage",
+    has_ldm_lora_names=True,
+    hosts=(("ZImage", "Lumina2"),),
+    text_input="cap_embedder.1",
+)
+LUMINA2 = Architecture(
+    name="lumina2",
+    title="Lumina 2",
+    layers=_LUMINA_LAYERS,
+    presets=_presets("transformer"),
+    modelspec="lumina-2",
+    ss_version="lumina2",
+    has_ldm_lora_names=True,
+    hosts=(("Lumina2", "Lumina2"),),
+    text_input="cap_embedder.1",
+)
+AURA_FLOW = Architecture(
+    name="auraflow",
+    title="AuraFlow",
+    layers=_transformer_layers(
+        r"(double|single)_layers\.\d+\..+",
+        r"double_layers\.\d+\.attn\.w1[qkvo]",
+        r"double_layers\.\d+\.attn\.w1[kv]",
+    ),
+    presets=_presets("transformer"),
+    modelspec="auraflow",
+    ss_version="auraflow",
+    has_ldm_lora_names=True,
+    hosts=(("AuraFlow", "AuraFlow"),),
+    text_input="cond_seq_linear",
+)
+HIDREAM = Architecture(
+    name="hidream",
+    title="HiDream-I1",
+    layers=_transformer_layers(
+        r"(double|single)_stream_blocks\.\d+\..+",
+        r"double_stream_blocks\.\d+\.block\.attn1\.to_(q|k|v|out)_t",
+        r"double_stream_blocks\.\d+\.block\.attn1\.to_[kv]_t",
+    ),
+    presets=_presets("transformer"),
+    modelspec="hidream-i1",
+    ss_version="hidream",
+    has_ldm_lora_names=True,
+    hosts=(("HiDream", "HiDream"),),
+)
+_COSMOS_LAYERS = _transformer_layers(
+    r"blocks\.\d+\..+",
+    r"blocks\.\d+\.cross_attn\.(q|k|v|output)_proj",
+    r"blocks\.\d+\.cross_attn\.[kv]_proj",
+)
+COSMOS2 = Architecture(
+    name="cosmos-predict2",
+    title="Cosmos-Predict2",
+    layers=_COSMOS_LAYERS,
+    presets=_presets("transformer"),
+    modelspec="cosmos-predict2",
+    ss_version="cosmos_predict2",
+    has_ldm_lora_names=True,
+    hosts=(("CosmosT2IPredict2", "CosmosPredict2"),),
+)
+ANIMA = Architecture(
+    name="anima",
+    title="Anima",
+    layers=_COSMOS_LAYERS,
+    presets=_presets("transformer"),
+    modelspec="anima",
+    ss_version="anima",
+    has_ldm_lora_names=True,
+    hosts=(("Anima", "Anima"),),
+)
+WAN = Architecture(
+    name="wan",
+    title="Wan 2.x",
+    layers=_transformer_layers(
+        r"blocks\.\d+\..+",
+        r"blocks\.\d+\.cross_attn\.[qkvo]",
+        r"blocks\.\d+\.cross_attn\.[kv]",
+    ),
+    presets=_presets("transformer"),
+    modelspec="wan-2.1",
+    ss_version="wan",
+    has_ldm_lora_names=True,
+    hosts=(("WAN21_T2V", "WAN21"), ("WAN22_T2V", "WAN22")),
+    text_input="text_embedding.0",
+)
+KREA2 = Architecture(
+    name="krea2",
+    title="Krea 2",
+    layers=_transformer_layers(
+        r"blocks\.\d+\..+|txtfusion\..+|txtmlp\.\d+",
+        r"txtfusion\..+|txtmlp\.\d+",
+        r"txtfusion\.(layerwise|refiner)_blocks\.\d+\.attn\.w[kv]",
+    ),
+    presets=_presets("transformer-turbo"),
+    modelspec="krea-2",
+    ss_version="krea2",
+    has_ldm_lora_names=True,
+    hosts=(("Krea2", "Krea2"),),
+)
 
-ARCHITECTURES = {known.name: known for known in (SDXL, REFINER, SD2, SD1, SD3, FLUX)}
+_UNETS = (SDXL, REFINER, SD2, SD1)
+_TRANSFORMERS = (
+    *(SD3, FLUX, FLUX2, CHROMA, QWEN_IMAGE, Z_IMAGE, LUMINA2, AURA_FLOW, HIDREAM),
+    *(KREA2, ANIMA, COSMOS2, WAN),
+)
+ARCHITECTURES = {known.name: known for known in (*_UNETS, *_TRANSFORMERS)}
 """By name."""
 
 

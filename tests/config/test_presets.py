@@ -12,7 +12,7 @@ from esd_core.config.settings import ErasureConfig
 from esd_core.errors import ConfigError, FileError
 
 DEFAULTS = ("sd", "sdxl", "sdxl-esd-u")
-TRANSFORMERS = ("flux", "flux-schnell", "sd3")
+TRANSFORMERS = ("flux", "flux-schnell", "flux2", "sd3", "transformer", "transformer-turbo")
 
 
 PUBLISHED = [n for n in names() if n not in ("pocket", *DEFAULTS, *TRANSFORMERS)]
@@ -27,6 +27,7 @@ def test_the_presets_there_are() -> None:
         "diffengine-sdxl-van-gogh",
         "flux",
         "flux-schnell",
+        "flux2",
         "leco-sdxl",
         "official-sd",
         "official-sdxl",
@@ -37,6 +38,8 @@ def test_the_presets_there_are() -> None:
         "sd3",
         "sdxl",
         "sdxl-esd-u",
+        "transformer",
+        "transformer-turbo",
     )
 
 
@@ -52,7 +55,7 @@ def test_a_published_run_names_its_source(name: str) -> None:
     text = (FOLDER / f"{name}.toml").read_text(encoding="ascii")
     sources = (
         *("rohitgandikota/erasing", "okotaku/diffengine", "p1atdev/LECO"),
-        "CookedMorsel/erasing",
+        *("CookedMorsel/erasing", "nxjiang-jnx/Z-Erase"),
     )
     assert any(source in text for source in sources)
 
