@@ -7,7 +7,8 @@ take sizes for granted, `register` puts a config of ours, a subclass, before the
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import comfy.ops
@@ -24,9 +25,10 @@ class Miniature:
         network: the module and class of its network. config: its arguments.
         text: the width of its text states. pooled: that of pooled text, or 0.
         is_ragged: whether its text states are as many as a prompt has tokens.
-        stock: the config in supported_models whose sizes do not show in a file, and which are told
-            by `config`; "" where all do.
-        extra: what the family's CLIP gives beside.
+        stock: the config in supported_models that takes sizes for granted; "" where all show.
+        told: what of `config` tells it from others, beside the kind of network.
+        llama: how many layers of states a second text encoder gives.
+        has_ids: whether tokens of another encoder go with the states.
     """
 
     network: tuple[str, str]
@@ -35,7 +37,9 @@ class Miniature:
     pooled: int = 0
     is_ragged: bool = False
     stock: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)
+    told: tuple[str, ...] = ()
+    llama: int = 0
+    has_ids: bool = False
 
 
 _FLUX = {
@@ -45,13 +49,22 @@ _FLUX = {
     **{"guidance_embed": True, "txt_ids_dims": []},
 }
 
+_CROSS = {
+    **{"max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": 16},
+    **{"out_channels": 16, "patch_spatial": 2, "patch_temporal": 1, "concat_padding_mask": True},
+    **{"model_channels": 64, "num_blocks": 2, "num_heads": 2, "crossattn_emb_channels": 32},
+    **{"pos_emb_cls": "rope3d", "pos_emb_learnable": True, "pos_emb_interpolation": "crop"},
+    **{"use_adaln_lora": True, "adaln_lora_dim": 16, "extra_per_block_abs_pos_emb": False},
+}
+_LUMINA = {"patch_size": 2, "in_channels": 16, "n_layers": 2, "qk_norm": True, "cap_feat_dim": 32}
+
 MINIATURES = {
     "sd3": Miniature(
-        ("comfy.ldm.modules.diffusionmodules.mmdit", "OpenAISignatureMMDITWrapper"),
+        ("modules.diffusionmodules.mmdit", "OpenAISignatureMMDITWrapper"),
         {
             **{"in_channels": 16, "patch_size": 2, "out_channels": 16, "depth": 2},
-            **{"input_size": None, "adm_in_channels": 32, "num_patches": 256},
-            **{"pos_embed_max_size": 16, "pos_embed_scaling_factor": None, "qk_norm": "rms"},
+            **{"input_size": None, "adm_in_channels": 32, "num_patches": 4096},
+            **{"pos_embed_max_size": 64, "pos_embed_scaling_factor": None, "qk_norm": "rms"},
             "context_embedder_config": {
                 "target": "torch.nn.Linear",
                 "params": {"in_features": 32, "out_features": 128},
@@ -61,12 +74,115 @@ MINIATURES = {
         text=32,
         pooled=32,
     ),
-    "flux": Miniature(("comfy.ldm.flux.model", "Flux"), _FLUX, text=32, pooled=16),
+    "flux": Miniature(("flux.model", "Flux"), _FLUX, text=32, pooled=16),
     "flux-schnell": Miniature(
-        ("comfy.ldm.flux.model", "Flux"),
-        {**_FLUX, "guidance_embed": False},
+        ("flux.model", "Flux"), {**_FLUX, "guidance_embed": False}, text=32, pooled=16
+    ),
+    "flux2": Miniature(
+        ("flux.model", "Flux"),
+        {
+            **_FLUX,
+            **{"in_channels": 128, "out_channels": 128, "patch_size": 1, "vec_in_dim": None},
+            **{"axes_dim": [32, 32, 32, 32], "theta": 2000, "mlp_ratio": 3.0, "qkv_bias": False},
+            **{"global_modulation": True, "mlp_silu_act": True, "ops_bias": False},
+            "txt_ids_dims": [3],
+        },
         text=32,
-        pooled=16,
+        is_ragged=True,
+    ),
+    "chroma": Miniature(
+        ("chroma.model", "Chroma"),
+        {
+            **{n: v for n, v in _FLUX.items() if n != "guidance_embed"},
+            **{"in_channels": 64, "out_channels": 64, "in_dim": 64, "out_dim": 128},
+            **{"hidden_dim": 64, "n_layers": 2, "vec_in_dim": None},
+        },
+        text=32,
+        is_ragged=True,
+        stock="Chroma",
+    ),
+    "qwen-image": Miniature(
+        ("qwen_image.model", "QwenImageTransformer2DModel"),
+        {
+            **{"in_channels": 64, "out_channels": 16, "num_layers": 2, "attention_head_dim": 32},
+            **{"num_attention_heads": 2, "axes_dims_rope": (8, 12, 12), "joint_attention_dim": 32},
+        },
+        text=32,
+        is_ragged=True,
+        stock="QwenImage",
+    ),
+    "z-image": Miniature(
+        ("lumina.model", "NextDiT"),
+        {
+            **_LUMINA,
+            **{"dim": 256, "n_heads": 2, "n_kv_heads": 2, "axes_dims": [32, 48, 48]},
+            **{"axes_lens": [1536, 512, 512], "rope_theta": 256.0, "ffn_dim_multiplier": 8 / 3},
+            **{"z_image_modulation": True, "time_scale": 1000.0, "pad_tokens_multiple": 32},
+        },
+        text=32,
+        is_ragged=True,
+        stock="ZImage",
+        told=("dim",),
+    ),
+    "lumina2": Miniature(
+        ("lumina.model", "NextDiT"),
+        {
+            **_LUMINA,
+            **{"dim": 192, "n_heads": 2, "n_kv_heads": 1, "axes_dims": [32, 32, 32]},
+            **{"axes_lens": [300, 512, 512], "rope_theta": 10000.0, "ffn_dim_multiplier": 4.0},
+        },
+        text=32,
+        is_ragged=True,
+        stock="Lumina2",
+        told=("dim",),
+    ),
+    "auraflow": Miniature(
+        ("aura.mmdit", "MMDiT"),
+        {
+            **{"dim": 64, "n_heads": 2, "n_layers": 3, "n_double_layers": 2, "max_seq": 4096},
+            **{"global_conddim": 64, "cond_seq_dim": 32},
+        },
+        text=32,
+        stock="AuraFlow",
+        told=("cond_seq_dim",),
+    ),
+    "hidream": Miniature(
+        ("hidream.model", "HiDreamImageTransformer2DModel"),
+        {
+            **{"patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 2},
+            **{"num_single_layers": 1, "attention_head_dim": 32, "num_attention_heads": 2},
+            **{"caption_channels": [32, 32], "text_emb_dim": 32, "axes_dims_rope": [16, 8, 8]},
+            **{"num_routed_experts": 2, "num_activated_experts": 2, "llama_layers": [0, 1, 1]},
+            "max_resolution": [128, 128],
+        },
+        text=32,
+        pooled=32,
+        stock="HiDream",
+        llama=2,
+    ),
+    "krea2": Miniature(
+        ("krea2.model", "SingleStreamDiT"),
+        {
+            **{"features": 128, "heads": 1, "kvheads": 1, "channels": 16, "patch": 2, "layers": 2},
+            **{"txtlayers": 2, "txtdim": 32, "txtheads": 1, "txtkvheads": 1},
+        },
+        text=64,
+        is_ragged=True,
+        stock="Krea2",
+    ),
+    "cosmos-predict2": Miniature(
+        ("cosmos.predict2", "MiniTrainDIT"), _CROSS, text=32, stock="CosmosT2IPredict2"
+    ),
+    "anima": Miniature(
+        ("anima.model", "Anima"), _CROSS, text=32, is_ragged=True, stock="Anima", has_ids=True
+    ),
+    "wan": Miniature(
+        ("wan.model", "WanModel"),
+        {
+            **{"model_type": "t2v", "dim": 128, "num_heads": 1, "ffn_dim": 256, "num_layers": 2},
+            **{"in_dim": 16, "out_dim": 16, "cross_attn_norm": True},
+        },
+        text=4096,
     ),
 }
 
@@ -74,27 +190,36 @@ MINIATURES = {
 def register() -> None:
     """Lets the stock loaders know the sizes of those that need it."""
     known = {kind.__name__ for kind in comfy.supported_models.models}
-    for name, miniature in MINIATURES.items():
+    _shrink_adapter()
+    for miniature in MINIATURES.values():
         kind = getattr(comfy.supported_models, miniature.stock, None)
         if kind and f"Tiny{kind.__name__}" not in known:
-            own = {"unet_config": _told(kind), "unet_extra_config": miniature.config}
-            tiny = type(f"Tiny{kind.__name__}", (kind,), {"__doc__": name, **own})
-            comfy.supported_models.models.insert(0, tiny)
+            named = {n: v for n, v in kind.unet_config.items() if n == "image_model"}
+            told = named | {name: miniature.config[name] for name in miniature.told}
+            own = {"unet_config": told, "unet_extra_config": miniature.config}
+            comfy.supported_models.models.insert(0, type(f"Tiny{kind.__name__}", (kind,), own))
 
 
-def _told(kind: Any) -> dict[str, Any]:
-    """What a config tells models by, without sizes."""
-    return {name: value for name, value in kind.unet_config.items() if name == "image_model"}
+def _shrink_adapter() -> None:
+    """Anima's adapter between text encoders has its sizes by default arguments."""
+    try:
+        module = importlib.import_module("comfy.ldm.anima.model")
+    except ImportError:  # an older host
+        return
+    if not isinstance(module.LLMAdapter, partial):
+        sizes = {"source_dim": 32, "target_dim": 32, "model_dim": 32}
+        module.LLMAdapter = partial(module.LLMAdapter, **sizes, num_layers=1, num_heads=2)
 
 
 def state_of(name: str, seed: int = 0) -> dict[str, Tensor]:
     """A state dict with random weights, float32, of the names that a published file has."""
     miniature = MINIATURES[name]
     module, kind = miniature.network
-    build = getattr(importlib.import_module(module), kind)
-    config = {n: v for n, v in miniature.config.items() if n != "image_model"}
-    network = build(
-        **config, dtype=torch.float32, device="meta", operations=comfy.ops.disable_weight_init
+    network = getattr(importlib.import_module(f"comfy.ldm.{module}"), kind)(
+        **miniature.config,
+        dtype=torch.float32,
+        device="meta",
+        operations=comfy.ops.disable_weight_init,
     )
     generator = torch.Generator().manual_seed(seed)
     return {n: _random(n, t.shape, generator) for n, t in network.state_dict().items()}
@@ -133,7 +258,11 @@ class WideClip:
         if self._miniature.pooled:
             pooled = _wide(found["pooled_output"], self._miniature.pooled)
         assert return_dict
-        return {"cond": states, "pooled_output": pooled, **self._miniature.extra}
+        given = {"cond": states, "pooled_output": pooled}
+        if self._miniature.llama:
+            layers = [states.roll(layer, -1) for layer in range(self._miniature.llama)]
+            given["conditioning_llama3"] = torch.stack(layers, 1)
+        return given
 
     def encode_from_tokens_scheduled(self, tokens: Any, **_: Any) -> Any:
         found = self.encode_from_tokens(tokens, return_pooled=True, return_dict=True)

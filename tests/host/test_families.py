@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from esd_core.files.native import read_erasure
 from esd_core.models.architectures import ARCHITECTURES
 
 STEPS = 20
+UNUSED = Counter({"qwen-image": 4})
+"""Trained tensors that the network throws away: the last block's queries and output for text."""
 OPTIONS = {"trajectory_guidance": 2.0, "precision": "fp32", "probe_every": 5}
 
 
@@ -184,7 +187,8 @@ def test_a_low_rank_student_learns_too(server, family):
     succeed(graph)
     erasure = read_erasure(files(server, f"loras/{prefix}*")[0])
     assert any(name.endswith(".lora_up.weight") for name in erasure.tensors)
-    assert all(value.abs().max() > 0 for value in erasure.change().values())
+    changes = erasure.change().values()
+    assert sum(value.abs().max() > 0 for value in changes) >= len(changes) - UNUSED[family]
 
 
 def test_fp8_weights_train(server, family):
@@ -195,7 +199,8 @@ def test_fp8_weights_train(server, family):
     graph.train(model, clip, {**OPTIONS, "precision": "auto"}, filename_prefix=prefix)
     succeed(graph)
     erasure = read_erasure(files(server, f"loras/{prefix}*")[0])
-    assert all(value.abs().max() > 0 for value in erasure.tensors.values())
+    tensors = erasure.tensors.values()
+    assert sum(value.abs().max() > 0 for value in tensors) >= len(tensors) - UNUSED[family]
 
 
 def test_a_cancelled_run_goes_on_to_the_same_bits(server, family):
