@@ -46,8 +46,9 @@ class ESDTrain(io.ComfyNode):
                 io.Model.Input(
                     "model",
                     lazy=True,
-                    tooltip="Stable Diffusion 1.x, 2.x or SDXL. What is patched into it, LoRAs "
-                    "for example, is trained as it stands.",
+                    tooltip="Stable Diffusion 1.x, 2.x, XL, 3 or 3.5, FLUX, Qwen-Image, Z-Image or "
+                    "another that the help page names. What is patched into it, LoRAs for "
+                    "example, is trained as it stands.",
                 ),
                 io.Clip.Input("clip", lazy=True, tooltip="The CLIP of the same checkpoint."),
                 *map(widget, WIDGETS),
