@@ -85,7 +85,7 @@ def trained(server, family):
         clip,
         OPTIONS,
         steps=STEPS,
-        learning_rate=3e-3,
+        learning_rate=1e-3,
         width=128,
         height=128,
         filename_prefix=f"esd/{family}",
