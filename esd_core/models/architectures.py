@@ -9,7 +9,7 @@ SD 1.x and 2.x it does not.
 Of transformers, esd-x trains what text enters attention through. Where a block has weights of its
 own for text (FLUX, SD3, Qwen-Image), those of its attention; where pictures and text share all
 weights (Z-Image, Lumina 2, Krea 2), the layers that text passes before it meets the picture; where
-there is cross-attention (Wan, Cosmos, Anima), that. The official code (at 2ff19a1) trains more for
+there is cross-attention (Wan), that. The official code (at 2ff19a1) trains more for
 FLUX: the picture's attention too. esd-u is the rest of the layers within the blocks.
 """
 
@@ -286,45 +286,6 @@ AURA_FLOW = Architecture(
     hosts=(("AuraFlow", "AuraFlow"),),
     text_input="cond_seq_linear",
 )
-HIDREAM = Architecture(
-    name="hidream",
-    title="HiDream-I1",
-    layers=_transformer_layers(
-        r"(double|single)_stream_blocks\.\d+\..+",
-        r"double_stream_blocks\.\d+\.block\.attn1\.to_(q|k|v|out)_t",
-        r"double_stream_blocks\.\d+\.block\.attn1\.to_[kv]_t",
-    ),
-    presets=_presets("transformer"),
-    modelspec="hidream-i1",
-    ss_version="hidream",
-    has_ldm_lora_names=True,
-    hosts=(("HiDream", "HiDream"),),
-)
-_COSMOS_LAYERS = _transformer_layers(
-    r"blocks\.\d+\..+",
-    r"blocks\.\d+\.cross_attn\.(q|k|v|output)_proj",
-    r"blocks\.\d+\.cross_attn\.[kv]_proj",
-)
-COSMOS2 = Architecture(
-    name="cosmos-predict2",
-    title="Cosmos-Predict2",
-    layers=_COSMOS_LAYERS,
-    presets=_presets("transformer"),
-    modelspec="cosmos-predict2",
-    ss_version="cosmos_predict2",
-    has_ldm_lora_names=True,
-    hosts=(("CosmosT2IPredict2", "CosmosPredict2"),),
-)
-ANIMA = Architecture(
-    name="anima",
-    title="Anima",
-    layers=_COSMOS_LAYERS,
-    presets=_presets("transformer"),
-    modelspec="anima",
-    ss_version="anima",
-    has_ldm_lora_names=True,
-    hosts=(("Anima", "Anima"),),
-)
 WAN = Architecture(
     name="wan",
     title="Wan 2.x",
@@ -357,8 +318,8 @@ KREA2 = Architecture(
 
 _UNETS = (SDXL, REFINER, SD2, SD1)
 _TRANSFORMERS = (
-    *(SD3, FLUX, FLUX2, CHROMA, QWEN_IMAGE, Z_IMAGE, LUMINA2, AURA_FLOW, HIDREAM),
-    *(KREA2, ANIMA, COSMOS2, WAN),
+    *(SD3, FLUX, FLUX2, CHROMA, QWEN_IMAGE, Z_IMAGE, LUMINA2, AURA_FLOW),
+    *(KREA2, WAN),
 )
 ARCHITECTURES = {known.name: known for known in (*_UNETS, *_TRANSFORMERS)}
 """By name."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
@@ -52,7 +51,6 @@ def borrowed(
         _plain(unet),
         _exact(unet),
         _in_training(),
-        _plain_kernels(),
     ):
         clone.pre_run()
         try:
@@ -125,28 +123,6 @@ def _in_training() -> Iterator[None]:
         yield
     finally:
         host.in_training = before
-
-
-@contextmanager
-def _plain_kernels() -> Iterator[None]:
-    """Inside, the rotation of Cosmos' and Anima's attention is made of torch's own functions.
-
-    comfy-kitchen's kernel has no gradient, and the host takes it in training too; it comes with the
-    same in torch, for devices that it has no kernel for.
-    """
-    kitchen: Any = getattr(getattr(comfy, "quant_ops", None), "ck", None)
-    kernel = getattr(kitchen, _ROTATION, None)
-    if kernel is None:
-        yield
-        return
-    setattr(kitchen, _ROTATION, getattr(kitchen.backends.eager, _ROTATION))
-    try:
-        yield
-    finally:
-        setattr(kitchen, _ROTATION, kernel)
-
-
-_ROTATION = "rms_rope_split_half"
 
 
 def _view(tensor: Tensor) -> Tensor:

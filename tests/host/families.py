@@ -3,10 +3,9 @@
 from comfy_server import find_comfyui
 
 _BY_VERSION = {
-    "": ("sd3", "flux", "flux-schnell", "auraflow", "hidream", "chroma", "lumina2", "wan"),
+    "": ("sd3", "flux", "flux-schnell", "auraflow", "chroma", "lumina2", "wan"),
     "comfy/ldm/qwen_image/model.py": ("qwen-image",),
-    "comfy/ldm/cosmos/predict2.py": ("cosmos-predict2",),
-    "comfy/ldm/krea2/model.py": ("flux2", "z-image", "krea2", "anima"),
+    "comfy/ldm/krea2/model.py": ("flux2", "z-image", "krea2"),
 }
 """Which came with which file of ComfyUI's."""
 

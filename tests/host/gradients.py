@@ -19,7 +19,6 @@ comfyui, pack, question, answer = map(Path, sys.argv[1:])
 enter(comfyui, pack)
 
 import comfy.model_management  # noqa: E402
-import comfy.ops  # noqa: E402
 import comfy.sampler_helpers  # noqa: E402
 import comfy.samplers  # noqa: E402
 import comfy.sd  # noqa: E402
@@ -88,9 +87,6 @@ def reference(name, clip, given, train):
     for parameter in masters.values():
         parameter.requires_grad_(True)
     comfy.model_management.in_training = True
-    kitchen = getattr(comfy.quant_ops, "ck", None) if hasattr(comfy, "quant_ops") else None
-    if hasattr(kitchen, "rms_rope_split_half"):  # whose kernel has no gradient
-        kitchen.rms_rope_split_half = kitchen.backends.eager.rms_rope_split_half
 
     def directions():
         batches = together(conds)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import comfy.ops
@@ -27,8 +26,6 @@ class Miniature:
         is_ragged: whether its text states are as many as a prompt has tokens.
         stock: the config in supported_models that takes sizes for granted; "" where all show.
         told: what of `config` tells it from others, beside the kind of network.
-        llama: how many layers of states a second text encoder gives.
-        has_ids: whether tokens of another encoder go with the states.
     """
 
     network: tuple[str, str]
@@ -38,8 +35,6 @@ class Miniature:
     is_ragged: bool = False
     stock: str = ""
     told: tuple[str, ...] = ()
-    llama: int = 0
-    has_ids: bool = False
 
 
 _FLUX = {
@@ -49,13 +44,6 @@ _FLUX = {
     **{"guidance_embed": True, "txt_ids_dims": []},
 }
 
-_CROSS = {
-    **{"max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": 16},
-    **{"out_channels": 16, "patch_spatial": 2, "patch_temporal": 1, "concat_padding_mask": True},
-    **{"model_channels": 64, "num_blocks": 2, "num_heads": 2, "crossattn_emb_channels": 32},
-    **{"pos_emb_cls": "rope3d", "pos_emb_learnable": True, "pos_emb_interpolation": "crop"},
-    **{"use_adaln_lora": True, "adaln_lora_dim": 16, "extra_per_block_abs_pos_emb": False},
-}
 _LUMINA = {"patch_size": 2, "in_channels": 16, "n_layers": 2, "qk_norm": True, "cap_feat_dim": 32}
 
 MINIATURES = {
@@ -146,20 +134,6 @@ MINIATURES = {
         stock="AuraFlow",
         told=("cond_seq_dim",),
     ),
-    "hidream": Miniature(
-        ("hidream.model", "HiDreamImageTransformer2DModel"),
-        {
-            **{"patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 2},
-            **{"num_single_layers": 1, "attention_head_dim": 32, "num_attention_heads": 2},
-            **{"caption_channels": [32, 32], "text_emb_dim": 32, "axes_dims_rope": [16, 8, 8]},
-            **{"num_routed_experts": 2, "num_activated_experts": 2, "llama_layers": [0, 1, 1]},
-            "max_resolution": [128, 128],
-        },
-        text=32,
-        pooled=32,
-        stock="HiDream",
-        llama=2,
-    ),
     "krea2": Miniature(
         ("krea2.model", "SingleStreamDiT"),
         {
@@ -169,12 +143,6 @@ MINIATURES = {
         text=64,
         is_ragged=True,
         stock="Krea2",
-    ),
-    "cosmos-predict2": Miniature(
-        ("cosmos.predict2", "MiniTrainDIT"), _CROSS, text=32, stock="CosmosT2IPredict2"
-    ),
-    "anima": Miniature(
-        ("anima.model", "Anima"), _CROSS, text=32, is_ragged=True, stock="Anima", has_ids=True
     ),
     "wan": Miniature(
         ("wan.model", "WanModel"),
@@ -190,7 +158,6 @@ MINIATURES = {
 def register() -> None:
     """Lets the stock loaders know the sizes of those that need it."""
     known = {kind.__name__ for kind in comfy.supported_models.models}
-    _shrink_adapter()
     for miniature in MINIATURES.values():
         kind = getattr(comfy.supported_models, miniature.stock, None)
         if kind and f"Tiny{kind.__name__}" not in known:
@@ -198,17 +165,6 @@ def register() -> None:
             told = named | {name: miniature.config[name] for name in miniature.told}
             own = {"unet_config": told, "unet_extra_config": miniature.config}
             comfy.supported_models.models.insert(0, type(f"Tiny{kind.__name__}", (kind,), own))
-
-
-def _shrink_adapter() -> None:
-    """Anima's adapter between text encoders has its sizes by default arguments."""
-    try:
-        module = importlib.import_module("comfy.ldm.anima.model")
-    except ImportError:  # an older host
-        return
-    if not isinstance(module.LLMAdapter, partial):
-        sizes = {"source_dim": 32, "target_dim": 32, "model_dim": 32}
-        module.LLMAdapter = partial(module.LLMAdapter, **sizes, num_layers=1, num_heads=2)
 
 
 def state_of(name: str, seed: int = 0) -> dict[str, Tensor]:
@@ -259,9 +215,6 @@ class WideClip:
             pooled = _wide(found["pooled_output"], self._miniature.pooled)
         assert return_dict
         given = {"cond": states, "pooled_output": pooled}
-        if self._miniature.llama:
-            layers = [states.roll(layer, -1) for layer in range(self._miniature.llama)]
-            given["conditioning_llama3"] = torch.stack(layers, 1)
         return given
 
     def encode_from_tokens_scheduled(self, tokens: Any, **_: Any) -> Any:
