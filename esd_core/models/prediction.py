@@ -85,23 +85,7 @@ class Flow:
         return 1.0
 
 
-class ScaledFlow:
-    """The same of latents that are scaled by sigma + 1, as Cosmos-Predict2 has them: x is
-    x0 + sigma * eps, and the network predicts (sigma + 1) * eps-hat - x."""
-
-    name = "scaled_flow_prediction"
-
-    def direction(self, output: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-        return (output + x) / (by_row(sigma, x) + 1)
-
-    def loss_weight(self, sigma: float) -> float:
-        return (sigma + 1) ** 2
-
-    def v_weight(self, sigma: float) -> float:
-        return (sigma + 1) ** 2
-
-
-FORMS = (Epsilon(), VPrediction(), Flow(), ScaledFlow())
+FORMS = (Epsilon(), VPrediction(), Flow())
 PREDICTIONS: dict[str, Prediction] = {form.name: form for form in FORMS}
 """By name."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...esd_core.errors import ConfigError, ESDError
 from ...esd_core.models.architectures import Architecture, by_host, like, trained_titles
-from ...esd_core.models.prediction import Epsilon, Flow, Prediction, ScaledFlow, VPrediction
+from ...esd_core.models.prediction import Epsilon, Flow, Prediction, VPrediction
 from ..defaults import POCKET
 from .pocket import PocketSDXL
 
@@ -123,7 +123,6 @@ _FORMS: dict[type, Prediction | None] = {
     _KINDS.V_PREDICTION: VPrediction(),
     _KINDS.EPS: Epsilon(),
     _KINDS.CONST: Flow(),
-    _KINDS.COSMOS_RFLOW: ScaledFlow(),
 }
 """By the host's classes, the nearest first."""
 

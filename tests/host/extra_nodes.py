@@ -162,7 +162,7 @@ class TestMiniature:
 NODE_CLASS_MAPPINGS = {
     kind.__name__: kind
     for kind in (
-        *(TestClipVision, TestCosines, TestPackedLoader, TestSplit),
+        *(TestClipVision, TestCosines, TestOffloaded, TestPackedLoader, TestSplit),
         *(TestWideClip, TestMiniature),
     )
 }

@@ -7,7 +7,6 @@ from esd_core.errors import ESDError
 from esd_core.models.prediction import (
     Epsilon,
     Flow,
-    ScaledFlow,
     VPrediction,
     from_denoised,
     prediction,
@@ -46,19 +45,6 @@ def test_a_flow_predicts_the_direction_itself(sigma):
     x, levels = (1 - sigma) * x0 + sigma * eps, torch.full((3,), sigma).double()
     torch.testing.assert_close(Flow().direction(eps - x0, x, levels), from_denoised(x0, x, levels))
     assert Flow().loss_weight(sigma) == Flow().v_weight(sigma) == 1
-
-
-@pytest.mark.parametrize("sigma", [0.03, 1.0, 80.0])
-def test_a_scaled_flow_is_one_of_scaled_latents(sigma):
-    """Cosmos: with t = sigma / (sigma + 1), the flow of (1 - t) x0 + t eps = x / (sigma + 1)."""
-    x0, eps = torch.randn(2, 3, 4, 1, 8, 8, generator=torch.Generator().manual_seed(4)).double()
-    x, levels = x0 + sigma * eps, torch.full((3,), sigma).double()
-    torch.testing.assert_close(ScaledFlow().direction(eps - x0, x, levels), eps)
-    other = eps - x0 + 1
-    error = ScaledFlow().direction(other, x, levels) - eps
-    torch.testing.assert_close(
-        ScaledFlow().loss_weight(sigma) * error.square().mean(), torch.tensor(1.0).double()
-    )
 
 
 def test_a_form_that_is_not_supported_is_refused():
