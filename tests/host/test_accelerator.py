@@ -23,32 +23,26 @@ def on_device(tmp_path_factory):
         yield started
 
 
-RUNS = {
-    "fp32": ({}, False),
-    "bf16": ({"precision": "bf16", "rank": 4}, False),
-    "partly offloaded before": ({"warmup": 1}, True),  # or it is found to have been made before
-}
+RUNS = {"fp32": {}, "bf16": {"precision": "bf16", "rank": 4}}
 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_it_trains_there_as_on_the_cpu(on_device, server, run):
     """Behind a picture, whose sampling has left the weights on the device.
 
-    In bf16 Adam turns the last digits of gradients into another course: it is seen only that it
-    trains.
+    Adam moves a weight whose gradient is all rounding as far as any other. So the change is held
+    to the CPU's as a whole, and not layer by layer; in bf16, where most last digits differ, it is
+    seen only that it trains.
     """
-    options, is_offloaded = RUNS[run]
     (device,) = on_device.get("/system_stats")["devices"]
     assert device["type"] == "npu"
-    prefix = f"esd/device {run}"
     results = []
     for one in (on_device, server):
         graph = Graph(one)
         model, clip, vae = graph.pocket()
         before = graph.picture(model, clip, vae)
-        if is_offloaded and one is on_device:
-            model = [graph.add("TestOffloaded", model=model), 0]
-        train = graph.train(model, clip, {**options, "preview_every": 2}, filename_prefix=prefix)
+        prefix = f"esd/device {run}"
+        train = graph.train(model, clip, {**RUNS[run], "preview_every": 2}, filename_prefix=prefix)
         after = graph.picture(model, clip, vae, prompt="a house in the style of Van Gogh ")
         erased = graph.picture([train, 0], clip, vae)
         done = graph.run()
@@ -56,13 +50,30 @@ def test_it_trains_there_as_on_the_cpu(on_device, server, run):
         assert (pictures(one, done, before)[0] == pictures(one, done, after)[0]).all()
         assert (pictures(one, done, erased)[0] != pictures(one, done, before)[0]).any()
         (file,) = files(one, f"loras/{prefix}*")
-        results.append(read_erasure(file))
+        results.append(read_erasure(file).tensors)
     there, here = results
-    assert there.tensors.keys() == here.tensors.keys()
-    for name, tensor in here.tensors.items() if run != "bf16" else ():
-        change = torch.linalg.vector_norm(tensor)
-        away = torch.linalg.vector_norm(there.tensors[name] - tensor)
-        assert away <= 0.01 * change, name
+    assert there.keys() == here.keys()
+    if run == "fp32":
+        change = torch.cat([here[name].flatten() for name in here])
+        away = torch.cat([there[name].flatten() for name in here]) - change
+        assert away.norm() <= 0.01 * change.norm()
+
+
+def test_it_trains_a_model_that_was_partly_offloaded_to_the_same_bits(on_device):
+    found = []
+    for is_offloaded in (False, True):
+        graph = Graph(on_device)
+        model, clip, vae = graph.pocket()
+        if is_offloaded:
+            model = [graph.add("TestOffloaded", model=model), 0]
+        graph.train(model, clip, {}, filename_prefix="esd/offloaded")
+        done = graph.run()
+        assert done.ending == "execution_success", done.error
+        (file,) = files(on_device, "loras/esd/offloaded*.safetensors")
+        found.append(file.read_bytes())
+        file.unlink()  # or it would be found to have been made before
+    whole, offloaded = found
+    assert whole == offloaded
 
 
 def test_the_same_bits_each_time_are_asked_for_in_time(on_device):
