@@ -21,6 +21,7 @@ from .unet_config import base_of
 
 _CHAIN = "esd_loaded"
 """Of the MODEL: what ESD Load Erased has laid over it, in order."""
+_AGAIN = "{name} is erased by {below} already: choose strengths that come to about 1 together"
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
@@ -36,6 +37,22 @@ class Loaded:
     model: comfy.model_patcher.ModelPatcher
     erasure: Erasure | None
     told: str
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What one node has laid over a MODEL."""
+
+    file: str
+    strength: float
+    concepts: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.file} at {self.strength:g}"
+
+    def erases(self, name: str) -> bool:
+        """Case does not tell concepts apart: the text encoders lower it."""
+        return name.casefold() in map(str.casefold, self.concepts)
 
 
 def load(model: comfy.model_patcher.ModelPatcher, path: Path, strength: float) -> Loaded:
@@ -58,8 +75,23 @@ def load(model: comfy.model_patcher.ModelPatcher, path: Path, strength: float) -
         changed, notes = _erased(model, base, erasure, strength)
     if source.skipped and not source.needs_base:
         notes.append(f"{source.skipped} tensors are for a text encoder and are left out")
-    told = f"applied {path.name} at {strength:g}{_stack(model, changed, path.name, strength)}"
+    below: tuple[_Layer, ...] = model.get_attachment(_CHAIN) or ()
+    layer = _Layer(path.name, strength, erasure.concepts if erasure else ())
+    if strength:
+        changed.set_attachments(_CHAIN, (*below, layer))
+        notes = _again(below, layer) + notes
+    told = f"applied {layer}" + (f", on top of {', '.join(map(str, below))}" if below else "")
     return Loaded(changed, erasure, ";\n".join(filter(None, (told, *notes))))
+
+
+def _again(below: tuple[_Layer, ...], layer: _Layer) -> list[str]:
+    """Says which concepts other files of the chain were made for too."""
+    notes = []
+    for name in layer.concepts:
+        others = [str(before) for before in below if before.erases(name)]
+        if others:
+            notes.append(_AGAIN.format(name=name, below=", ".join(others)))
+    return notes
 
 
 def _erased(
@@ -71,19 +103,6 @@ def _erased(
     if strength:
         notes.append(_rounding(base, erasure, strength))
     return changed, notes
-
-
-def _stack(
-    model: comfy.model_patcher.ModelPatcher,
-    changed: comfy.model_patcher.ModelPatcher,
-    name: str,
-    strength: float,
-) -> str:
-    """Says which files of a chain lie below, and notes this one for the next."""
-    below: tuple[str, ...] = model.get_attachment(_CHAIN) or ()
-    if strength:
-        changed.set_attachments(_CHAIN, (*below, f"{name} at {strength:g}"))
-    return f", on top of {', '.join(below)}" if below else ""
 
 
 def _stacked(model: comfy.model_patcher.ModelPatcher, erasure: Erasure) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from unets import CONFIGS, shapes_of
 
 from esd_core.cli.main import main
 from esd_core.files.apply import merged
-from esd_core.files.native import read_erasure
+from esd_core.files.native import read_erasure, write_erasure
 from esd_core.models.diffusers_backend import load_denoiser
 from esd_core.models.keys import diffusers_to_canonical
 
@@ -162,18 +163,28 @@ def test_absolute_weights_load_as_the_erasure_they_hold(server, saved, name):
 def test_stacked_erasures_are_told_of(server, saved):
     graph = Graph(server)
     model, clip, vae = graph.pocket()
-    file = "out/pocket_00001_.safetensors"
-    first = graph.add("ESDLoadErased", model=model, file=file, strength=0.5)
-    second = graph.add("ESDLoadErased", model=[first, 0], file=file, strength=0.25)
-    graph.picture([second, 0], clip, vae)
+    (path,) = files(server, "loras/out/pocket_00001_*")
+    other = path.with_name("other.safetensors")  # for another concept, and for some layers alone
+    erasure = read_erasure(path)
+    few = dict([*erasure.tensors.items()][:5])
+    metadata = {**erasure.metadata, "esd.concepts": '["Hokusai"]'}
+    write_erasure(other, replace(erasure, tensors=few, metadata=metadata))
+    chain = []
+    for name, strength in ((path.name, 0.5), (other.name, 1.0), (path.name, 0.25)):
+        model = [graph.add("ESDLoadErased", model=model, file=f"out/{name}", strength=strength), 0]
+        chain.append(model[0])
+    graph.picture(model, clip, vae)
     run = graph.run()
     assert run.ending == "execution_success", run.error
-    count = len(read_erasure(files(server, "loras/out/pocket*")[0]).change())
-    assert f"{count} of the {count} tensors" in run.text(second)
-    name = file.rpartition("/")[2]
-    assert run.text(first) == f"applied {name} at 0.5"
-    assert run.text(second).startswith(f"applied {name} at 0.25, on top of {name} at 0.5;")
-    assert run.text(second) in run.texts  # what the page shows
+    first, second, third = (run.text(node) for node in chain)
+    count, below = len(erasure.change()), f"{path.name} at 0.5"
+    assert first == f"applied {below}"
+    assert second.startswith(f"applied {other.name} at 1, on top of {below};")
+    assert "5 of the 5 tensors" in second and "already" not in second
+    assert third.startswith(f"applied {path.name} at 0.25, on top of {below}, {other.name} at 1;")
+    assert f"{count} of the {count} tensors" in third
+    assert f"Van Gogh is erased by {below} already: choose strengths" in third
+    assert third in run.texts  # what the page shows
 
 
 def test_the_list_tells_files_of_the_official_format_apart(server, saved):
