@@ -24,6 +24,8 @@ from .output import reason
 
 MAX_DIMENSIONS = 8
 MAX_STRIDE = 2**60  # above it PyTorch's sums overflow, also for a tensor without elements
+_OPENINGS = b"{ \t\r\n"
+"""What a header's JSON starts with: writers may pad it, to have their tensors lie at a page."""
 _KEPT_OPEN = 16 * 2**20  # bytes: what was read of a map counts as memory until it is closed
 
 
@@ -129,7 +131,7 @@ def _refuse_foreign(path: Path) -> None:
         start = file.read(9)
     if not start:
         raise FileError(f"{path} is empty")
-    if start[8:] != b"{":
+    if len(start) < 9 or start[8] not in _OPENINGS:
         raise FileError(f"{path} is {_kind(start)}: only safetensors files are read")
 
 

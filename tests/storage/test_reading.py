@@ -13,7 +13,7 @@ import torch
 
 from esd_core.errors import FileError
 from esd_core.storage.lazy import LazyTensors, Spec
-from esd_core.storage.reading import mapped_tensors, read_header, read_tensors
+from esd_core.storage.reading import mapped_tensors, read_header, read_tensors, tensor_names
 from esd_core.storage.writing import MAX_HEADER, write_safetensors
 
 
@@ -191,7 +191,10 @@ BROKEN = {
     "pickle": (pickle.dumps({"a": [1.0] * 99}), "serialized Python objects"),
     "header beyond the file": (encoded({"a": entry()})[:20], "cut short"),
     "huge header": (HUGE + b"{" + b" " * 99, "header too large"),
+    "length alone": (encoded({"a": entry()})[:8], "not a safetensors file"),
+    "longest header": (b"<\0\0\0\0" + b"\xff" * 3 + ENTRY_TEXT, "header too large"),
     "not json": (encoded(b"{what?}  "), "invalid JSON"),
+    "not text": (encoded(b'{"\xff": ' + ENTRY_TEXT + b"}", b"0000"), "damaged"),
     "deep": (encoded(b'{"a":' * 200_000), "recursion limit"),
     "duplicate names": (
         encoded(b'{"a": ' + ENTRY_TEXT + b', "a": ' + ENTRY_TEXT + b"}", b"0000"),
@@ -202,6 +205,8 @@ BROKEN = {
     "unknown dtype": (encoded({"a": entry(dtype="F31")}, b"0000"), "F31"),
     "a dtype of parts of bytes": (encoded({"a": entry("F4", [8])}, b"0000"), "F4 numbers"),
     "many dimensions": (encoded({"a": entry(shape=[1] * 1000)}, b"0000"), "shape"),
+    "overflowing shape": (encoded({"a": entry(shape=[2, 2**64 - 2])}, b"0000"), "overflow"),
+    "overflowing bytes": (encoded({"a": entry(shape=[2, 2**63 - 1])}, b"0000"), "overflow"),
     "overflowing empty": (
         encoded({"a": entry(shape=[0, 2**40, 2**40], offsets=(0, 0))}),
         "shape",
@@ -211,7 +216,28 @@ BROKEN = {
     "gap": (encoded({"a": entry(), "b": entry(offsets=(8, 12))}, b"0" * 12), "damaged"),
     "data missing": (encoded({"a": entry()}, b"000"), "cut short"),
     "data left over": (encoded({"a": entry()}, b"00000"), "damaged"),
+    "many in one place": (encoded({str(i): entry() for i in range(10_000)}, b"0000"), "damaged"),
 }
+UNUSUAL = {
+    "no dimensions": (encoded({"a": entry(shape=[])}, b"\0" * 4), {"a": torch.zeros(())}),
+    "nothing in it": (
+        encoded({"a": entry(shape=[2, 0], offsets=[0, 0])}),
+        {"a": torch.zeros(2, 0)},
+    ),
+    "padded behind": (encoded(b"{}\r \t\n"), {}),
+    "padded before": (encoded(b"\t\n{}\r "), {}),
+}
+"""As the vectors of `safetensors` have them, and most of BROKEN."""
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_an_unusual_file_is_read(tmp_path, name):
+    content, tensors = UNUSUAL[name]
+    path = tmp_path / "unusual.safetensors"
+    path.write_bytes(content)
+    assert tensor_names(path) == list(tensors)
+    for found in (read_tensors(path), mapped_tensors(read_header(path))):
+        assert_same_tensors(found, tensors)
 
 
 @pytest.mark.parametrize("name", BROKEN)
