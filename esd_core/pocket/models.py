@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import BatchNorm2d, Conv2d, Flatten, Linear, Module, Sequential, SiLU
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from .world import LOOKS, OBJECTS, SIZE
@@ -93,23 +94,23 @@ def build_scheduler() -> EulerDiscreteScheduler:
     )
 
 
-class Oracle(nn.Module):
+class Oracle(Module):
     """Reads object and look off a picture: [B, 3, SIZE, SIZE] in 0..1 -> two rows of logits."""
 
     def __init__(self) -> None:
         super().__init__()
         widths = (3, 24, 48, 64, 96)
-        layers: list[nn.Module] = []
+        layers: list[Module] = []
         for before, after in zip(widths, widths[1:], strict=False):
-            layers += [nn.Conv2d(before, after, 4, 2, 1), nn.BatchNorm2d(after), nn.SiLU()]
-        self.body = nn.Sequential(*layers)
-        self.objects = nn.Sequential(
-            nn.Conv2d(widths[-1], 64, 3, 2, 1),
-            nn.SiLU(),
-            nn.Flatten(),
-            nn.Linear(64 * 16, len(OBJECTS)),
+            layers += [Conv2d(before, after, 4, 2, 1), BatchNorm2d(after), SiLU()]
+        self.body = Sequential(*layers)
+        self.objects = Sequential(
+            Conv2d(widths[-1], 64, 3, 2, 1),
+            SiLU(),
+            Flatten(),
+            Linear(64 * 16, len(OBJECTS)),
         )
-        self.looks = nn.Linear(widths[-1], len(LOOKS))
+        self.looks = Linear(widths[-1], len(LOOKS))
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         features = self.body(2 * pictures - 1)
