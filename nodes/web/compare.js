@@ -4,7 +4,7 @@ import { app } from "../../scripts/app.js";
 
 const HEIGHT = 240;
 const STYLE = {
-  box: "position:relative;width:100%;height:100%;min-height:120px;overflow:hidden;background:#0003;" +
+  box: "position:relative;width:100%;height:100%;min-height:200px;overflow:hidden;background:#0003;" +
     "border-radius:4px;font:12px sans-serif;color:#ccc;touch-action:none;user-select:none",
   picture: "position:absolute;inset:0;width:100%;height:100%;object-fit:contain;display:none",
   line: "position:absolute;top:0;bottom:0;width:2px;background:#fff;pointer-events:none;display:none",

@@ -152,7 +152,8 @@ function pictures(parts, all) {
   parts.strip.toggleAttribute("hidden", all.length < 3);
   if (parts.drawn === all.at(-1)) return;
   parts.drawn = all.at(-1);
-  parts.pair.replaceChildren(...[...new Set([all[0], all.at(-1)])].map((one) => figure(one)));
+  const ends = [...new Set([...all.slice(0, 1), ...all.slice(-1)])];
+  parts.pair.replaceChildren(...ends.map((one) => figure(one)));
   parts.strip.replaceChildren(...all.slice(1, -1).slice(-THUMBS).map((one) => figure(one)));
 }
 

@@ -37,6 +37,7 @@ def test_a_run_is_watched_stopped_and_kept(server, tmp_path, renderer):
     seen = json.loads(done.stdout)
     assert 1 < seen["few"] < seen["more"], "the chart grew"
     assert seen["inside"], seen["said"]
+    assert not seen["errors"]
     (file,) = files(server, f"loras/page/{renderer}*")
     assert file.name in seen["said"] and "ended by hand" in seen["said"]
     erasure = read_erasure(file)

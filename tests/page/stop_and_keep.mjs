@@ -10,6 +10,8 @@ const MINUTES = 60_000;
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
 const page = await browser.newPage({ viewport: { width: 1400, height: 1200 } });
 page.setDefaultTimeout(8 * MINUTES);
+const errors = []; // of our scripts
+page.on("pageerror", ({ stack }) => stack.includes("/extensions/esd") && errors.push(stack));
 
 try {
   await open();
@@ -27,7 +29,9 @@ try {
   await shoot("ended-light");
   await page.evaluate(() => app.extensionManager.setting.set("Comfy.ColorPalette", "dark"));
   const said = await page.locator(".esd-live").innerText();
-  console.log(JSON.stringify({ few, more, said, inside: await isInside() }));
+  const inside = await isInside();
+  await runAnother();
+  console.log(JSON.stringify({ few, more, said, inside, errors }));
 } finally {
   await browser.close();
 }
@@ -71,6 +75,19 @@ async function loadTemplate() {
     app.canvas.ds.offset = [200 - train.pos[0], 120 - train.pos[1]];
     app.canvas.setDirty(true, true);
   }, `page/${renderer}`);
+}
+
+/** Begins with nothing of the run before, and is cancelled. */
+async function runAnother() {
+  await page.evaluate(() => {
+    const train = app.graph.nodes.find((one) => one.type === "ESDTrain");
+    train.widgets.find((one) => one.name === "seed").value = 1;
+  });
+  await page.locator('[data-testid="queue-button"]').first().click();
+  await page.waitForFunction(() => document.querySelector(".esd-live .pair").hidden);
+  await pointsOnceAbove(1);
+  await page.locator(".esd-live").getByRole("button", { name: "Cancel" }).click();
+  await page.waitForFunction(() => document.querySelector(".esd-live .words").textContent.includes("queue the same again"));
 }
 
 /** How many points the longest line of the chart has, once they are more than `least`. */
