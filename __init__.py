@@ -1,8 +1,12 @@
-"""Entry for ComfyUI, which loads this folder as a custom node. Elsewhere there is nothing here."""
+"""Entry for ComfyUI, which loads this folder as a custom node."""
 
-from importlib.util import find_spec
+from typing import Any
 
 WEB_DIRECTORY = "./nodes/web"
 
-if find_spec("comfy_api"):
-    from .nodes import comfy_entrypoint as comfy_entrypoint
+
+async def comfy_entrypoint() -> Any:
+    """The nodes, imported when they are asked for: tools read this file without a host."""
+    from .nodes import ESDExtension
+
+    return ESDExtension()

@@ -15,7 +15,3 @@ from .train_options import ESDTrainOptions
 class ESDExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [ESDTrain, ESDTrainOptions, ESDLoadErased, ESDSaveErased, ESDCompare, ESDLoadPocket]
-
-
-async def comfy_entrypoint() -> ESDExtension:
-    return ESDExtension()
