@@ -48,5 +48,6 @@ def test_a_flow_predicts_the_direction_itself(sigma):
 
 
 def test_a_form_that_is_not_supported_is_refused():
-    with pytest.raises(ESDError, match="predicts sample, and only epsilon, v_prediction and flow_prediction can"):
+    forms = "epsilon, v_prediction and flow_prediction"
+    with pytest.raises(ESDError, match=f"predicts sample, and only {forms} can"):
         prediction("sample")
