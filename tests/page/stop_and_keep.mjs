@@ -63,7 +63,7 @@ async function loadTemplate() {
     };
     const needed = ["ESDLoadPocket", "ESDTrain"];
     for (const node of nodes) if (!needed.includes(node.type)) node.mode = 2;
-    const train = set("ESDTrain", { steps: "400", width: "64", height: "64", filename_prefix: prefix });
+    const train = set("ESDTrain", { steps: "4000", width: "64", height: "64", filename_prefix: prefix });
     const options = LiteGraph.createNode("ESDTrainOptions");
     app.graph.add(options);
     options.pos = [train.pos[0], train.pos[1] - options.size[1] - 60];
