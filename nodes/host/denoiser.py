@@ -209,7 +209,7 @@ class OutOfPlace(TorchFunctionMode):
     The blocks of FLUX and its kin add to their inputs in place: plain backward raises, and
     recomputation from inputs that have been added to gives wrong gradients without a word. What is
     rebound, as by +=, is right either way; a bare `x.add_(y)` would be lost, and no model that can
-    be trained here has one (tests/host/test_gradients.py compares predictions).
+    be trained here has one (tests/host/test_family_gradients.py compares predictions).
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

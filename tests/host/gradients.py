@@ -1,4 +1,4 @@
-"""Runs in ComfyUI's own process: gradients of miniatures in float64, for test_gradients.py.
+"""Runs in ComfyUI's own process: gradients of miniatures in float64, for test_family_gradients.py.
 
     python gradients.py COMFYUI PACK NAMES.json ANSWER.json
 
