@@ -3,11 +3,14 @@
 from comfy_server import find_comfyui
 
 _BY_VERSION = {
-    "": ("sd3", "flux", "flux-schnell", "auraflow", "chroma", "lumina2", "wan"),
+    "": ("sd3", "auraflow", "wan"),
     "comfy/ldm/qwen_image/model.py": ("qwen-image",),
-    "comfy/ldm/krea2/model.py": ("flux2", "z-image", "krea2"),
+    "comfy/ldm/krea2/model.py": (
+        *("flux", "flux-schnell", "chroma", "lumina2"),  # older ones: miniatures of other settings
+        *("flux2", "z-image", "krea2"),
+    ),
 }
-"""Which came with which file of ComfyUI's."""
+"""Which came with which file of ComfyUI's, or are made with what came with it."""
 
 
 def _families() -> tuple[str, ...]:
