@@ -67,7 +67,7 @@ def run(arguments: Namespace) -> int:
         raise KeyboardInterrupt
     write_erasure(files[0], result.erasure, force=True)
     print("Drawing and reading pictures, before and after", flush=True)
-    evaluation = _evaluate(result.erasure)
+    evaluation = _evaluate(result.erasure, arguments.device)
     outputs.write_png(files[1], _comparison(denoiser, result.erasure, concept), force=True)
     report = {"evaluation": evaluation, "training": result.report, "config": config.to_mapping()}
     outputs.write_json(files[2], report, force=True)
@@ -85,11 +85,11 @@ def _check_concept(name: str) -> None:
         )
 
 
-def _evaluate(erasure: Erasure) -> dict[str, Any]:
+def _evaluate(erasure: Erasure, device: str | None) -> dict[str, Any]:
     from ..pocket.judge import judge
     from ..pocket.world import LOOKS, OBJECTS
 
-    artist = models.load(models.POCKET, EVALUATION_PRECISION)
+    artist = models.load(models.POCKET, EVALUATION_PRECISION, device)
     per_pair = evaluate.Pictures().per_pair
     with pictures(2 * per_pair * len(OBJECTS) * len(LOOKS)) as report:
         judged = judge(artist, [(erasure, 1.0)], per_pair, EVALUATION_STEPS, on_progress=report)
