@@ -167,26 +167,28 @@ def _transformer_layers(blocks: str, text: str, strict: str) -> dict[str, Callab
     }
 
 
-def _presets(name: str) -> dict[str, str]:
-    """One for every method that transformers have."""
-    return dict.fromkeys(_transformer_layers("", "", ""), name)
+def _transformer(
+    layers: Mapping[str, Callable[[str], bool]], preset: str, **known: Any
+) -> Architecture:
+    """One whose methods share a preset."""
+    presets = dict.fromkeys(layers, preset)
+    return Architecture(layers=layers, presets=presets, has_ldm_lora_names=True, **known)
 
 
 _NORM = re.compile(r"norm|\bln_|scale$")
 
 
-SD3 = Architecture(
-    name="sd3",
-    title="Stable Diffusion 3 and 3.5",
-    layers=_transformer_layers(
+SD3 = _transformer(
+    _transformer_layers(
         r"joint_blocks\.\d+\..+",
         r"joint_blocks\.\d+\.context_block\.attn\.(qkv|proj)",
         r"joint_blocks\.\d+\.context_block\.attn\.qkv",
     ),
-    presets=_presets("sd3"),
+    "sd3",
+    name="sd3",
+    title="Stable Diffusion 3 and 3.5",
     modelspec="stable-diffusion-v3.5-medium",
     ss_version="sd3",
-    has_ldm_lora_names=True,
     hosts=(("SD3", "SD3"),),
     text_input="context_embedder",
 )
@@ -195,52 +197,48 @@ _FLUX_LAYERS = _transformer_layers(
     r"double_blocks\.\d+\.txt_attn\.(qkv|proj)",
     r"double_blocks\.\d+\.txt_attn\.qkv",
 )
-FLUX = Architecture(
+FLUX = _transformer(
+    _FLUX_LAYERS,
+    "flux",
     name="flux",
     title="FLUX.1",
-    layers=_FLUX_LAYERS,
-    presets=_presets("flux"),
     unguided_preset="flux-schnell",
     modelspec="flux-1-dev",
     ss_version="flux1",
-    has_ldm_lora_names=True,
     hosts=(("Flux", "Flux"), ("FluxSchnell", "Flux")),
     text_input="txt_in",
 )
-FLUX2 = Architecture(
+FLUX2 = _transformer(
+    _FLUX_LAYERS,
+    "flux2",
     name="flux2",
     title="FLUX.2",
-    layers=_FLUX_LAYERS,
-    presets=_presets("flux2"),
     modelspec="flux-2-dev",
     ss_version="flux2",
-    has_ldm_lora_names=True,
     hosts=(("Flux2", "Flux2"),),
     text_input="txt_in",
 )
-CHROMA = Architecture(
+CHROMA = _transformer(
+    _FLUX_LAYERS,
+    "transformer",
     name="chroma",
     title="Chroma",
-    layers=_FLUX_LAYERS,
-    presets=_presets("transformer"),
     modelspec="chroma",
     ss_version="chroma",
-    has_ldm_lora_names=True,
     hosts=(("Chroma", "Chroma"),),
     text_input="txt_in",
 )
-QWEN_IMAGE = Architecture(
-    name="qwen-image",
-    title="Qwen-Image",
-    layers=_transformer_layers(
+QWEN_IMAGE = _transformer(
+    _transformer_layers(
         r"transformer_blocks\.\d+\..+",
         r"transformer_blocks\.\d+\.attn\.(add_[qkv]_proj|to_add_out)",
         r"transformer_blocks\.\d+\.attn\.add_[kv]_proj",
     ),
-    presets=_presets("transformer"),
+    "transformer",
+    name="qwen-image",
+    title="Qwen-Image",
     modelspec="qwen-image",
     ss_version="qwen_image",
-    has_ldm_lora_names=True,
     hosts=(("QwenImage", "QwenImage"),),
     text_input="txt_in",
 )
@@ -249,70 +247,65 @@ _LUMINA_LAYERS = _transformer_layers(
     r"context_refiner\.\d+\..+|cap_embedder\.1",
     r"context_refiner\.\d+\.attention\.qkv",
 )
-Z_IMAGE = Architecture(
+Z_IMAGE = _transformer(
+    _LUMINA_LAYERS,
+    "transformer-turbo",
     name="z-image",
     title="Z-Image",
-    layers=_LUMINA_LAYERS,
-    presets=_presets("transformer-turbo"),
     modelspec="z-image",
     ss_version="zimage",
-    has_ldm_lora_names=True,
     hosts=(("ZImage", "Lumina2"),),
     text_input="cap_embedder.1",
 )
-LUMINA2 = Architecture(
+LUMINA2 = _transformer(
+    _LUMINA_LAYERS,
+    "transformer",
     name="lumina2",
     title="Lumina 2",
-    layers=_LUMINA_LAYERS,
-    presets=_presets("transformer"),
     modelspec="lumina-2",
     ss_version="lumina2",
-    has_ldm_lora_names=True,
     hosts=(("Lumina2", "Lumina2"),),
     text_input="cap_embedder.1",
 )
-AURA_FLOW = Architecture(
-    name="auraflow",
-    title="AuraFlow",
-    layers=_transformer_layers(
+AURA_FLOW = _transformer(
+    _transformer_layers(
         r"(double|single)_layers\.\d+\..+",
         r"double_layers\.\d+\.attn\.w1[qkvo]",
         r"double_layers\.\d+\.attn\.w1[kv]",
     ),
-    presets=_presets("transformer"),
+    "transformer",
+    name="auraflow",
+    title="AuraFlow",
     modelspec="auraflow",
     ss_version="auraflow",
-    has_ldm_lora_names=True,
     hosts=(("AuraFlow", "AuraFlow"),),
     text_input="cond_seq_linear",
 )
-WAN = Architecture(
-    name="wan",
-    title="Wan 2.x",
-    layers=_transformer_layers(
+WAN = _transformer(
+    _transformer_layers(
         r"blocks\.\d+\..+",
         r"blocks\.\d+\.cross_attn\.[qkvo]",
         r"blocks\.\d+\.cross_attn\.[kv]",
     ),
-    presets=_presets("transformer"),
+    "transformer",
+    name="wan",
+    title="Wan 2.x",
     modelspec="wan-2.1",
     ss_version="wan",
-    has_ldm_lora_names=True,
     hosts=(("WAN21_T2V", "WAN21"), ("WAN22_T2V", "WAN22")),
     text_input="text_embedding.0",
 )
-KREA2 = Architecture(
-    name="krea2",
-    title="Krea 2",
-    layers=_transformer_layers(
+KREA2 = _transformer(
+    _transformer_layers(
         r"blocks\.\d+\..+|txtfusion\..+|txtmlp\.\d+",
         r"txtfusion\..+|txtmlp\.\d+",
         r"txtfusion\.(layerwise|refiner)_blocks\.\d+\.attn\.w[kv]",
     ),
-    presets=_presets("transformer-turbo"),
+    "transformer-turbo",
+    name="krea2",
+    title="Krea 2",
     modelspec="krea-2",
     ss_version="krea2",
-    has_ldm_lora_names=True,
     hosts=(("Krea2", "Krea2"),),
 )
 
