@@ -64,6 +64,21 @@ def drawn(server, run, node):
     ]
 
 
+def drawn_with_both(server, family, name):
+    """Latents behind ComfyUI's loader of LoRA files, and behind ours."""
+    loaders = {
+        "LoraLoaderModelOnly": {"lora_name": name, "strength_model": 1.0},
+        "ESDLoadErased": {"file": name, "strength": 1.0},
+    }
+    found = []
+    for loader, given in loaders.items():
+        graph = Graph(server)
+        model, clip = model_of(graph, family)
+        saved = latents_of(graph, [graph.add(loader, model=model, **given), 0], clip)
+        found.append(drawn(server, succeed(graph), saved))
+    return found
+
+
 def succeed(graph):
     run = graph.run()
     assert run.ending == "execution_success", run.error
@@ -128,18 +143,9 @@ def test_what_is_trained_changes_and_the_model_that_came_in_does_not(trained):
 
 def test_the_stock_loader_gives_what_our_own_gives(server, family, trained):
     name = f"esd/{family}_00001_.safetensors"
-    found = []
-    for loader, given in (
-        ("LoraLoaderModelOnly", {"lora_name": name, "strength_model": 1.0}),
-        ("ESDLoadErased", {"file": name, "strength": 1.0}),
-    ):
-        graph = Graph(server)
-        model, clip = model_of(graph, family)
-        node = graph.add(loader, model=model, **given)
-        saved = latents_of(graph, [node, 0], clip)
-        found.append(drawn(server, succeed(graph), saved))
-    assert torch.equal(*found)
-    assert torch.equal(found[0], trained["erased"])
+    stock, own = drawn_with_both(server, family, name)
+    assert torch.equal(stock, own)
+    assert torch.equal(own, trained["erased"])
 
 
 def test_the_whole_model_goes_through_unetloader(server, family, trained):
@@ -162,24 +168,15 @@ def test_the_whole_model_goes_through_unetloader(server, family, trained):
 def test_its_lora_loads_by_both_loaders(server, family, trained):
     graph = Graph(server)
     model, clip = model_of(graph, family)
-    own = f"esd/{family}_00001_.safetensors"
-    loaded = graph.add("ESDLoadErased", model=model, file=own, strength=1.0)
+    erasure = f"esd/{family}_00001_.safetensors"
+    loaded = graph.add("ESDLoadErased", model=model, file=erasure, strength=1.0)
     prefix = f"esd/lora-{family}"
     graph.add("ESDSaveErased", format="LoRA", filename_prefix=prefix, erasure=[loaded, 1], rank=8)
     succeed(graph)
     name = f"{prefix}_00001_.safetensors"
-    found = []
-    for loader, given in (
-        ("LoraLoaderModelOnly", {"lora_name": name, "strength_model": 1.0}),
-        ("ESDLoadErased", {"file": name, "strength": 1.0}),
-    ):
-        graph = Graph(server)
-        model, clip = model_of(graph, family)
-        node = graph.add(loader, model=model, **given)
-        saved = latents_of(graph, [node, 0], clip)
-        found.append(drawn(server, succeed(graph), saved))
-    assert torch.equal(*found)
-    assert not torch.equal(found[0], trained["before"])
+    stock, own = drawn_with_both(server, family, name)
+    assert torch.equal(stock, own)
+    assert not torch.equal(own, trained["before"])
 
 
 def test_a_low_rank_student_learns_too(server, family):
