@@ -132,7 +132,7 @@ class Toy:
     def checkpointed(self, enabled):
         return nullcontext()
 
-    def schedule(self, steps):
+    def schedule(self, steps, width, height):
         return Schedule(torch.tensor(self.sigmas), self.initial_scale)
 
     def latent_shape(self, width, height):

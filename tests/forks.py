@@ -16,7 +16,8 @@ from trainers import PLAN, SMALL, Recorder
 
 from esd_core.config.settings import ErasureConfig
 from esd_core.method.shares import ALONE
-from esd_core.models.diffusers_backend import DiffusersDenoiser, load_denoiser
+from esd_core.models.diffusers_backend import DiffusersDenoiser
+from esd_core.models.loading import load_denoiser
 from esd_core.training.ranks import Place, joined
 from esd_core.training.run import finish, prepare
 from esd_core.training.update import Update

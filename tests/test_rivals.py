@@ -215,7 +215,7 @@ def test_an_inverted_latent_is_sampled_back_to_its_picture(drawing):
     rows = drawing.encode(prompts, 128, 128)
     drawn = render(drawing, prompts, [1, 2], steps, 3.0, 128, 128)
     latents = attacks.latents_of(drawing, drawn)
-    found = attacks.inverted(drawing, latents, rows, drawing.schedule(steps))
+    found = attacks.inverted(drawing, latents, rows, drawing.schedule(steps, 64, 64))
     again = attacks.pictures(drawing, found, rows, steps, guidance=1.0)
     straight = drawing.decode(latents)
     other = attacks.pictures(drawing, found.flip(0), rows, steps, guidance=1.0)

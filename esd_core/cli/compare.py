@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..files.erasure import Erasure
-    from ..models.diffusers_backend import DiffusersDenoiser
+    from ..models.headless import Headless
 
 
 class Sampling(Settings):
@@ -105,7 +105,7 @@ def _rows(arguments: Namespace) -> list[tuple[str, int]]:
     return [(row.prompt, row.seed) for row in (read(Asked, word) for word in words)]
 
 
-def _sampling(asked: Sampling, model: str, denoiser: DiffusersDenoiser) -> dict[str, Any]:
+def _sampling(asked: Sampling, model: str, denoiser: Headless) -> dict[str, Any]:
     """How to render, by the names of `render`'s arguments."""
     size = models.native_size(denoiser)
     guidance = pocket.GUIDANCE if model == models.POCKET else 7.0
@@ -114,7 +114,7 @@ def _sampling(asked: Sampling, model: str, denoiser: DiffusersDenoiser) -> dict[
 
 
 def _render(
-    denoiser: DiffusersDenoiser,
+    denoiser: Headless,
     erasures: list[tuple[Erasure, float]],
     rows: list[tuple[str, int]],
     sampling: dict[str, Any],

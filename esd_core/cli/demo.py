@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..files.erasure import Erasure
-    from ..models.diffusers_backend import DiffusersDenoiser
+    from ..models.headless import Headless
 
 CONCEPT = "Van Gogh"
 FIRST_SEED, STEPS = 500, 20
@@ -96,7 +96,7 @@ def _evaluate(erasure: Erasure, device: str | None) -> dict[str, Any]:
     return judged.as_dict()
 
 
-def _comparison(denoiser: DiffusersDenoiser, erasure: Erasure, concept: str) -> Image:
+def _comparison(denoiser: Headless, erasure: Erasure, concept: str) -> Image:
     from ..files.apply import applied
     from ..images.grid import DIFFERENCE_HEADER, Row, comparison_grid, difference
     from ..images.render import render

@@ -29,7 +29,7 @@ from .flags import CONFIG, add_flags, by_flag, given
 
 if TYPE_CHECKING:
     from ..files.erasure import Erasure
-    from ..models.diffusers_backend import DiffusersDenoiser
+    from ..models.headless import Headless
     from ..training.events import Outcome
     from ..training.run import Result
     from ..training.trainer import Trainer
@@ -120,9 +120,7 @@ def asked_settings(arguments: Namespace) -> dict[str, Any]:
     return asked
 
 
-def load_model(
-    arguments: Namespace, asked: Mapping[str, Any]
-) -> tuple[DiffusersDenoiser, ErasureConfig]:
+def load_model(arguments: Namespace, asked: Mapping[str, Any]) -> tuple[Headless, ErasureConfig]:
     """The model, and the settings for it."""
     launch.allow_deterministic(asked)
     precision = asked.get("training", {}).get("precision", "auto")
@@ -151,7 +149,7 @@ def _check_state(arguments: Namespace, path: Path) -> None:
 
 def _train(
     arguments: Namespace,
-    denoiser: DiffusersDenoiser,
+    denoiser: Headless,
     config: ErasureConfig,
     state_file: Path,
     ranks: Alone,
@@ -221,7 +219,7 @@ def _keep(trainer: Trainer) -> Path | None:
 
 
 def _write_report(
-    arguments: Namespace, denoiser: DiffusersDenoiser, config: ErasureConfig, result: Result
+    arguments: Namespace, denoiser: Headless, config: ErasureConfig, result: Result
 ) -> None:
     report: dict[str, Any] = {
         "file": str(arguments.out),

@@ -23,7 +23,7 @@ from .events import TerminalEvents
 from .flags import by_flag
 
 if TYPE_CHECKING:
-    from ..models.diffusers_backend import DiffusersDenoiser
+    from ..models.headless import Headless
 
 _LIST = "erase"
 _EXAMPLE = """\
@@ -106,7 +106,7 @@ def _run(arguments: Namespace, ranks: Alone) -> int:
 def _rows(
     arguments: Namespace,
     ranks: Alone,
-    denoiser: DiffusersDenoiser,
+    denoiser: Headless,
     entries: list[Entry],
     control: StopRequest,
 ) -> Iterator[Row]:
@@ -130,7 +130,7 @@ def _rows(
 def _erased(
     entry: Entry,
     out: Path,
-    denoiser: DiffusersDenoiser,
+    denoiser: Headless,
     control: StopRequest,
     arguments: Namespace,
 ) -> Row | None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..files.base import Base
     from ..files.erasure import Erasure
     from ..files.open import Source
-    from ..models.diffusers_backend import DiffusersDenoiser
+    from ..models.headless import Headless
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
@@ -67,7 +67,7 @@ def parse(word: str) -> Erased:
     return Erased(Path(path), strength)
 
 
-def load(arguments: Namespace) -> tuple[DiffusersDenoiser, list[tuple[Erasure, float]]]:
+def load(arguments: Namespace) -> tuple[Headless, list[tuple[Erasure, float]]]:
     """The model, and the change that each --erased makes to it, with its strength.
 
     Files are checked before the model is loaded. FileError for one that does not fit; one made for
@@ -78,7 +78,7 @@ def load(arguments: Namespace) -> tuple[DiffusersDenoiser, list[tuple[Erasure, f
 
     sources = [open_source(file.path) for file in arguments.erased]
     denoiser = models.load(arguments.model, device=arguments.device)
-    base = Base(denoiser.architecture, denoiser.unet.config, denoiser.parameters())
+    base = Base(denoiser.architecture, denoiser.config, denoiser.parameters())
     pairs = zip(arguments.erased, sources, strict=True)
     return denoiser, [(fitted_to(source, base), file.strength) for file, source in pairs]
 

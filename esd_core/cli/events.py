@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..method.probes import ProbeReport
-    from ..models.diffusers_backend import DiffusersDenoiser
+    from ..models.headless import Headless
     from ..models.swap import Weight
     from ..training.events import Progress
 
@@ -27,7 +27,7 @@ class TerminalEvents:
     """Shows the run on the terminal; previews become pictures beside the erasure."""
 
     def __init__(
-        self, denoiser: DiffusersDenoiser, config: ErasureConfig, out: Path, is_shown: bool = True
+        self, denoiser: Headless, config: ErasureConfig, out: Path, is_shown: bool = True
     ) -> None:
         """is_shown: whether there is a bar, which one of several runs or ranks would disturb."""
         self.bar = progress_bar(config.training.steps, "steps", is_shown)

@@ -15,11 +15,13 @@ from .console import hush
 
 if TYPE_CHECKING:
     from ..files.base import Base
-    from ..models.diffusers_backend import DiffusersDenoiser
+    from ..models.headless import Headless
 
 POCKET = "pocket"
 FORMS = "pocket, a diffusers folder, a .safetensors checkpoint or a hub id (owner/name)"
 
+_LATENTS = 128
+"""Along the edge of FLUX.1's pictures, whose config does not say it."""
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
 
@@ -38,11 +40,11 @@ def add_device(parser: ArgumentParser) -> None:
     )
 
 
-def load(model: str, precision: str = "auto", device: str | None = None) -> DiffusersDenoiser:
+def load(model: str, precision: str = "auto", device: str | None = None) -> Headless:
     """The model, loaded quietly. Errors are those of `load_denoiser`, or say that none is there."""
     _check_model(model)
     hush()
-    from ..models.diffusers_backend import load_denoiser
+    from ..models.loading import load_denoiser
 
     with memory_told():
         return load_denoiser(model, precision, device)
@@ -53,14 +55,14 @@ def base(model: str) -> Base:
     _check_model(model)
     hush()
     from ..files.base import Base, markers_of, open_base
-    from ..models.diffusers_backend import load_denoiser
+    from ..models.loading import load_denoiser
 
     if model == POCKET or Path(model).exists():
         return open_base(WEIGHTS if model == POCKET else model)
     with memory_told():  # in fp32, so that base and change are summed exactly and rounded once
         found = load_denoiser(model, "fp32", "cpu")
-    markers = markers_of(found.pipeline.scheduler.config)
-    return Base(found.architecture, found.unet.config, found.parameters(), markers)
+    markers = markers_of(found.scheduler.config)
+    return Base(found.architecture, found.config, found.parameters(), markers)
 
 
 def _check_model(model: str) -> None:
@@ -71,11 +73,11 @@ def _check_model(model: str) -> None:
         raise FileError(f"there is no model {model}: give {FORMS}")
 
 
-def native_size(denoiser: DiffusersDenoiser) -> int:
+def native_size(denoiser: Headless) -> int:
     """The edge, in pixels, of the pictures that the model was trained on."""
-    size = denoiser.unet.config.sample_size
+    size = denoiser.config.get("sample_size", _LATENTS)
     edge: int = size if isinstance(size, int) else max(size)
-    return edge * int(denoiser.pipeline.vae_scale_factor)
+    return edge * denoiser.latents.factor
 
 
 def memory_told() -> AbstractContextManager[None]:

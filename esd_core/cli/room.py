@@ -11,7 +11,7 @@ from ..errors import ESDError
 
 if TYPE_CHECKING:
     from ..files.erasure import Erasure
-    from ..models.diffusers_backend import DiffusersDenoiser
+    from ..models.headless import Headless
     from ..training.dry_run import Count
 
 
@@ -21,7 +21,7 @@ class Room:
     Both are counted as a run's plan counts its steps, and leave the same margin.
     """
 
-    def __init__(self, denoiser: DiffusersDenoiser, width: int, height: int) -> None:
+    def __init__(self, denoiser: Headless, width: int, height: int) -> None:
         from ..training.dry_run import DryRun
 
         self._denoiser, self._pixels = denoiser, (width, height)
@@ -60,7 +60,7 @@ class Room:
 
     def _needed(self, pictures: int) -> int:
         """Bytes: of each its prompt and the negative one are predicted together."""
-        from ..models.diffusers_backend import DECODED
+        from ..models.latents import DECODED
 
         predicting = self._prediction.peak(2 * pictures, *self._latent)
         decoding = self._decoding.peak(min(pictures, DECODED), *self._latent)
@@ -79,21 +79,23 @@ class Room:
         return values * (4 + itemsize), values * itemsize
 
 
-def _upcast(denoiser: DiffusersDenoiser) -> int:
+def _upcast(denoiser: Headless) -> int:
     """Bytes by which the autoencoder grows to decode."""
-    more = denoiser.decoding_dtype.itemsize - denoiser.pipeline.vae.dtype.itemsize
-    return more * sum(weight.numel() for weight in denoiser.pipeline.vae.parameters())
+    vae = denoiser.latents.vae
+    more = denoiser.latents.dtype.itemsize - vae.dtype.itemsize
+    return more * sum(weight.numel() for weight in vae.parameters())
 
 
-def _decoding(denoiser: DiffusersDenoiser) -> Count:
+def _decoding(denoiser: Headless) -> Count:
     import torch
 
     from ..training.dry_run import BATCH, EDGE, LEVELS, counted
 
-    dtype, channels = denoiser.decoding_dtype, denoiser.pipeline.vae.config.latent_channels
+    vae, dtype = denoiser.latents.vae, denoiser.latents.dtype
+    channels = vae.config.latent_channels
 
     def decode(vae: torch.nn.Module) -> None:
         latents = torch.empty(BATCH, channels, EDGE * LEVELS, EDGE * LEVELS, dtype=dtype)
         vae.decode(latents).sample.float()  # type: ignore[operator]
 
-    return counted(denoiser.pipeline.vae, dtype, decode)
+    return counted(vae, dtype, decode)

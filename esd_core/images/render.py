@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..method.sampling import sample
 from ..models.denoiser import Conditioning
-from ..models.diffusers_backend import DiffusersDenoiser
+from ..models.headless import Headless
 
 OnProgress = Callable[[int, int], None]
 """Called with how many pictures are done, and how many there are in all."""
@@ -15,7 +15,7 @@ OnProgress = Callable[[int, int], None]
 
 @torch.no_grad()
 def render(
-    denoiser: DiffusersDenoiser,
+    denoiser: Headless,
     prompts: Sequence[str],
     seeds: Sequence[int],
     steps: int,
@@ -47,7 +47,7 @@ def render(
     shape = denoiser.latent_shape(width, height)
     if not prompts:
         return torch.empty(0, 3, height, width)
-    schedule = denoiser.schedule(steps)
+    schedule = denoiser.schedule(steps, width, height)
     rows, encoded = _encode(denoiser, [*prompts, negative], width, height, batch)
     pictures: list[Tensor] = []
     for start in range(0, len(prompts), batch):
@@ -70,7 +70,7 @@ def picture_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
 
 
 def _encode(
-    denoiser: DiffusersDenoiser, prompts: Sequence[str], width: int, height: int, batch: int
+    denoiser: Headless, prompts: Sequence[str], width: int, height: int, batch: int
 ) -> tuple[list[int], Conditioning]:
     """Every different prompt once, and for each prompt which row it is."""
     unique = list(dict.fromkeys(prompts))

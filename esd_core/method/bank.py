@@ -169,7 +169,7 @@ class Bank:
         Terms that need as many predictions a step are followed side by side.
         """
         starts = self._starts(len(terms.followed), noise)
-        schedule = self.denoiser.schedule(self.trajectory.steps)
+        schedule = self.denoiser.schedule(self.trajectory.steps, *self._size)
         beside, found = terms.beside, _Found()
         widths = [len(term.rollout()) for term in terms.followed]
         order = sorted(range(len(widths)), key=lambda row: -widths[row])

@@ -140,7 +140,7 @@ class Probes:
             denoiser,
             repeat(noise, "n ... -> (p n) ...", p=len(asked)),
             [encoded.select(column) for column in columns],
-            denoiser.schedule(min(STEPS, config.trajectory.steps)),
+            denoiser.schedule(min(STEPS, config.trajectory.steps), config.width, config.height),
             config.trajectory.guidance,
             see,
             self._sampling_batch,

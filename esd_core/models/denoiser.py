@@ -24,6 +24,9 @@ from .swap import Weight
 
 MASK = "attention_mask"
 """Of the tokens: 0 where there is none."""
+TARGET_GUIDANCE = 1.0
+"""Of networks that take guidance as an input, as the official code has it for FLUX
+(rohitgandikota/erasing at 2ff19a1)."""
 
 
 @dataclass(frozen=True)
@@ -181,8 +184,8 @@ class Denoiser(Protocol):
         """Inside, gradient checkpointing is on (or off); outside, as the host had it."""
         ...
 
-    def schedule(self, steps: int) -> Schedule:
-        """The model's own schedule of `steps` noise levels."""
+    def schedule(self, steps: int, width: int, height: int) -> Schedule:
+        """The model's own schedule of `steps` noise levels, for a picture of that many pixels."""
         ...
 
     def latent_shape(self, width: int, height: int) -> tuple[int, ...]:

@@ -1,5 +1,7 @@
 """Where a network's parameters hang, and other tensors in their place."""
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +14,9 @@ Slot = tuple[nn.Module, str]
 """A module, and the parameter's name in it."""
 
 
+ALL = slice(None)
+
+
 class LazyWeight:
     """A weight that is materialized when a layer uses it, and freed right after.
 
@@ -19,9 +24,26 @@ class LazyWeight:
     asks `__torch_function__` of whatever has it, tensor or not.
     """
 
-    def __init__(self, make: Callable[[], Tensor], like: Tensor, dtype: torch.dtype) -> None:
-        self.make = make
-        self.shape, self.device, self.dtype = like.shape, like.device, dtype
+    def __init__(
+        self, make: Callable[[slice], Tensor], like: Any, dtype: torch.dtype, rows: slice = ALL
+    ) -> None:
+        """
+        Args:
+            make: these rows of the weight.
+            like: of the shape and on the device of all its rows.
+            rows: those that this one is.
+        """
+        self._make, self._rows = make, rows
+        count = len(range(*rows.indices(like.shape[0])))
+        self.shape = torch.Size((count, *like.shape[1:]))
+        self.device, self.dtype = like.device, dtype
+
+    def make(self) -> Tensor:
+        return self._make(self._rows)
+
+    def of_rows(self, rows: slice) -> LazyWeight:
+        """These rows of a whole one, which makes no others for it."""
+        return LazyWeight(self._make, self, self.dtype, rows)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -40,6 +62,11 @@ def materialize(value: Any) -> Any:
     if isinstance(value, (list, tuple)) and any(isinstance(item, LazyWeight) for item in value):
         return type(value)(map(materialize, value))
     return value
+
+
+def rows_of(weight: Weight, rows: slice) -> Weight:
+    """A part of what a layer can compute with, into which gradients flow too."""
+    return weight.of_rows(rows) if isinstance(weight, LazyWeight) else weight[rows]
 
 
 def slots_of(network: nn.Module) -> dict[str, Slot]:

@@ -21,7 +21,7 @@ from ..errors import FileError
 from ..files.apply import applied
 from ..files.erasure import Erasure
 from ..images.render import OnProgress, render
-from ..models.diffusers_backend import DiffusersDenoiser
+from ..models.headless import Headless
 from . import FIRST_SEED, GUIDANCE, WEIGHTS
 from .captions import held_out_prompt
 from .models import Oracle
@@ -117,7 +117,7 @@ def _mean(shares: Iterable[float]) -> float | None:
 
 
 def judge(
-    denoiser: DiffusersDenoiser,
+    denoiser: Headless,
     erasures: Sequence[tuple[Erasure, float]],
     per_pair: int = 16,
     steps: int = 20,

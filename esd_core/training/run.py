@@ -88,7 +88,7 @@ def _prepared(
     size = config.width, config.height
     weigh = None
     if training.loss_weight == "v":
-        levels = denoiser.schedule(config.trajectory.steps).sigmas[:-1]
+        levels = denoiser.schedule(config.trajectory.steps, *size).sigmas[:-1]
         weigh = v_weight(denoiser.prediction, levels)
     source = term_source(config)
     bank = Bank(denoiser, source, config.trajectory, size, plan.sampling_batch, weigh, ranks)

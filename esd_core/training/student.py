@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..config.settings import ErasureConfig
 from ..errors import ConfigError
 from ..models.denoiser import Denoiser
-from ..models.swap import LazyWeight
+from ..models.swap import ALL, LazyWeight
 from .selection import select
 
 
@@ -30,7 +30,7 @@ class Student(ABC):
         self._dtype = dtype
 
     @abstractmethod
-    def _tensor(self, name: str) -> Tensor: ...
+    def _tensor(self, name: str, rows: slice) -> Tensor: ...
 
     @abstractmethod
     def _change(self, name: str) -> Tensor: ...
@@ -76,8 +76,8 @@ class FullStudent(Student):
             for name, t in self._base.items()
         }
 
-    def _tensor(self, name: str) -> Tensor:
-        return self.masters[name].to(self._dtype)
+    def _tensor(self, name: str, rows: slice) -> Tensor:
+        return _cut(self.masters[name], rows).to(self._dtype)
 
     def _change(self, name: str) -> Tensor:
         return self.masters[name] - self._base[name].to(self.masters[name])
@@ -113,22 +113,27 @@ class LowRankStudent(Student):
             up = torch.zeros(out, within, device=weight.device)
             self.masters[f"{stem}.lora_up.weight"] = nn.Parameter(up)
 
-    def _tensor(self, name: str) -> Tensor:
+    def _tensor(self, name: str, rows: slice) -> Tensor:
         # In place: a lean run peaks at what the largest weight takes here.
-        weight = self._base[name]
+        weight = _cut(self._base[name], rows)
         matrix = weight.flatten(1)
         if matrix.dtype.itemsize == 1:  # torch promotes no fp8, all of whose values bf16 holds
             matrix = matrix.to(torch.bfloat16)
-        return self._product(name).add_(matrix).to(self._dtype).view(weight.shape)
+        return self._product(name, rows).add_(matrix).to(self._dtype).view(weight.shape)
 
     def _change(self, name: str) -> Tensor:
-        return self._product(name).view(self._base[name].shape)
+        return self._product(name, ALL).view(self._base[name].shape)
 
-    def _product(self, name: str) -> Tensor:
-        """As a matrix, [out, in * kernel]."""
+    def _product(self, name: str, rows: slice) -> Tensor:
+        """These rows of it, as a matrix, [out, in * kernel]."""
         stem = name.removesuffix(".weight")
         up, down = self.masters[f"{stem}.lora_up.weight"], self.masters[f"{stem}.lora_down.weight"]
-        return (self.alpha / self.rank * up) @ down
+        return (self.alpha / self.rank * _cut(up, rows)) @ down
+
+
+def _cut(tensor: Tensor, rows: slice) -> Tensor:
+    """Itself where that is all: a view would be a node more in the graph."""
+    return tensor if rows == ALL else tensor[rows]
 
 
 def make_student(denoiser: Denoiser, config: ErasureConfig) -> Student:

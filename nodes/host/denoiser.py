@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from ...esd_core.errors import ConfigError, ESDError
-from ...esd_core.models.denoiser import Conditioning, Schedule
+from ...esd_core.models.denoiser import TARGET_GUIDANCE, Conditioning, Schedule
 from ...esd_core.models.fragments import fragments
 from ...esd_core.models.prediction import from_denoised
 from ...esd_core.models.swap import Weight, hollowed, materialize, replaced, slots_of
@@ -30,9 +30,6 @@ from .model import architecture, context_width, latent_shape, prediction, takes_
 from .session import compute_dtype, differentiable_attention
 from .text import Texts, own
 
-TARGET_GUIDANCE = 1.0
-"""Of networks that take guidance as an input, as the official code has it for FLUX
-(rohitgandikota/erasing at 2ff19a1)."""
 _COUNTED = "num_tokens"
 """An argument of Lumina 2's network: how many tokens a prompt has, one number for all rows."""
 
@@ -103,7 +100,7 @@ class HostDenoiser:
     def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
         return latent_shape(self.model, width, height)
 
-    def schedule(self, steps: int) -> Schedule:
+    def schedule(self, steps: int, width: int, height: int) -> Schedule:
         """For UNets even steps through the training's noise levels, from below, as SDXL is
         published; for flows the host's own of the name simple, from the first noise level on."""
         if not self.architecture.is_unet:

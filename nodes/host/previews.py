@@ -73,7 +73,7 @@ class Previewer:
         rows = denoiser.encode([self.prompt, ""], config.width, config.height)
         pair = [rows.select([0]), rows.select([1])]
         guidance = config.trajectory.guidance
-        schedule = denoiser.schedule(STEPS)
+        schedule = denoiser.schedule(STEPS, config.width, config.height)
         return sample(denoiser, noise, pair, schedule, guidance, sampling_batch=sampling_batch)
 
     def _has_room(self, latents: Tensor) -> bool:

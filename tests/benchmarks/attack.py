@@ -33,7 +33,7 @@ from torch import Tensor
 
 from esd_core.files.apply import merged
 from esd_core.images.render import picture_noise, render
-from esd_core.models.diffusers_backend import DiffusersDenoiser
+from esd_core.models.headless import Headless
 from esd_core.pocket import GUIDANCE
 from esd_core.pocket.captions import STYLED as CAPTIONS
 from esd_core.pocket.judge import KINDS, load_oracle
@@ -100,7 +100,7 @@ def captioned(name: str, look: str, index: int) -> str:
 class Scene:
     """A concept, the pictures that are asked for, and those that attacks learn from."""
 
-    denoiser: DiffusersDenoiser
+    denoiser: Headless
     oracle: Oracle
     concept: str
     per_pair: int
@@ -218,7 +218,7 @@ def tuned(scene: Scene, erased: Tensors) -> Told:
 
 
 def latent(scene: Scene, erased: Tensors) -> Told:
-    start, schedule = scene.asked_latents, scene.denoiser.schedule(STEPS)
+    start, schedule = scene.asked_latents, scene.denoiser.schedule(STEPS, 64, 64)
     rows = scene.denoiser.encode([a.prompt for a in scene.asks], SIZE, SIZE)
     with scene.denoiser.swapped(erased):
         noise = attacks.inverted(scene.denoiser, start, rows, schedule)
@@ -233,7 +233,7 @@ MODELS = {"no erasure": "", "as published": "esd-x", "ours": "ours"}
 # -- the table ---------------------------------------------------------------------------------
 
 
-def tensors_of(denoiser: DiffusersDenoiser, rival: str, concept: str) -> dict[str, Tensor]:
+def tensors_of(denoiser: Headless, rival: str, concept: str) -> dict[str, Tensor]:
     """What stands in for the untouched model's."""
     if not rival:
         return {}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from esd_core.method.objective import regression_loss, v_weight
 from esd_core.method.sampling import predict_together, sample
 from esd_core.models.denoiser import Conditioning, Schedule
-from esd_core.models.diffusers_backend import DiffusersDenoiser
+from esd_core.models.headless import Headless
 from esd_core.models.prediction import Epsilon
 from esd_core.models.swap import materialize
 from esd_core.pocket import GUIDANCE
@@ -41,7 +41,7 @@ class Examples:
         return torch.randint(len(self.latents), (count,), generator=noise)
 
 
-def latents_of(denoiser: DiffusersDenoiser, pictures: Tensor) -> Tensor:
+def latents_of(denoiser: Headless, pictures: Tensor) -> Tensor:
     """What the autoencoder makes of pictures in 0..1: the mean of its code, [N, C, h, w]."""
     vae = denoiser.pipeline.vae
     with torch.no_grad():
@@ -49,7 +49,7 @@ def latents_of(denoiser: DiffusersDenoiser, pictures: Tensor) -> Tensor:
     return torch.cat(parts) * vae.config.scaling_factor
 
 
-def encode(denoiser: DiffusersDenoiser, prompts: Sequence[str]) -> Conditioning:
+def encode(denoiser: Headless, prompts: Sequence[str]) -> Conditioning:
     """As the denoiser's own, with a graph to the embeddings of the words."""
     context, _, pooled, _ = denoiser.pipeline.encode_prompt(
         list(prompts), do_classifier_free_guidance=False
@@ -58,14 +58,14 @@ def encode(denoiser: DiffusersDenoiser, prompts: Sequence[str]) -> Conditioning:
 
 
 def denoising_loss(
-    denoiser: DiffusersDenoiser, latents: Tensor, rows: Conditioning, noise: torch.Generator
+    denoiser: Headless, latents: Tensor, rows: Conditioning, noise: torch.Generator
 ) -> Tensor:
     """How badly pictures are denoised under their prompts, at noise levels of their own.
 
     The objective of diffusion models, by which such attacks search (Zhang et al., UnlearnDiffAtk,
     arXiv 2310.11868), counted as an error of v.
     """
-    sigmas = denoiser.schedule(_LEVELS).sigmas[:-1]
+    sigmas = denoiser.schedule(_LEVELS, 64, 64).sigmas[:-1]
     weigh = v_weight(Epsilon(), sigmas)
     sigma = sigmas[torch.randint(len(sigmas), (len(latents),), generator=noise)]
     added = torch.randn(latents.shape, generator=noise)
@@ -111,9 +111,7 @@ class LearnedToken:
 
         return put
 
-    def learn(
-        self, denoiser: DiffusersDenoiser, examples: Examples, steps: int, batch: int = 4
-    ) -> None:
+    def learn(self, denoiser: Headless, examples: Examples, steps: int, batch: int = 4) -> None:
         """Adam on the denoising loss; prompts hold the word. A step is a tenth of the spread of
         the embeddings."""
         noise = torch.Generator().manual_seed(0)
@@ -145,7 +143,7 @@ def _token(tokenizer: Any, word: str) -> int:
 
 
 def learned_prompts(
-    denoiser: DiffusersDenoiser, rows: Conditioning, latents: Tensor, steps: int, batch: int = 2
+    denoiser: Headless, rows: Conditioning, latents: Tensor, steps: int, batch: int = 2
 ) -> Conditioning:
     """The prompts' own states, moved to where pictures of the concept are denoised best.
 
@@ -192,7 +190,7 @@ def _length(rows: Tensor) -> Tensor:
 
 
 def fine_tuned(
-    denoiser: DiffusersDenoiser,
+    denoiser: Headless,
     erased: Mapping[str, Tensor],
     examples: Examples,
     steps: int,
@@ -224,7 +222,7 @@ def fine_tuned(
 
 @torch.no_grad()
 def inverted(
-    denoiser: DiffusersDenoiser,
+    denoiser: Headless,
     latents: Tensor,
     rows: Conditioning,
     schedule: Schedule,
@@ -248,14 +246,14 @@ def inverted(
 
 
 def pictures(
-    denoiser: DiffusersDenoiser,
+    denoiser: Headless,
     noise: Tensor,
     rows: Conditioning,
     steps: int,
     guidance: float = GUIDANCE,
 ) -> Tensor:
     """As `render`, of unit noise and rows that are at hand: [N, 3, H, W]."""
-    empty, schedule = denoiser.encode([""], SIZE, SIZE), denoiser.schedule(steps)
+    empty, schedule = denoiser.encode([""], SIZE, SIZE), denoiser.schedule(steps, 64, 64)
     made = []
     for part in torch.arange(len(noise)).split(_BATCH):
         pair = [rows.select(part), empty.select([0] * len(part))]

@@ -12,7 +12,7 @@ class Bare:
     """The UNet of diffusers with gradients switched on where a method trains; nothing else."""
 
     def __init__(self, trainer: Trainer) -> None:
-        self.unet = trainer.denoiser.unet  # type: ignore[attr-defined]  # of DiffusersDenoiser
+        self.unet = trainer.denoiser.network  # type: ignore[attr-defined]  # of DiffusersDenoiser
         self.trainer = trainer
         slots = trainer.denoiser._slots  # type: ignore[attr-defined]
         self.trained = [

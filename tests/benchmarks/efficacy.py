@@ -25,7 +25,7 @@ from esd_core.files.apply import applied
 from esd_core.images.render import render
 from esd_core.method import templates
 from esd_core.method.contexts import Draw
-from esd_core.models.diffusers_backend import DiffusersDenoiser
+from esd_core.models.headless import Headless
 from esd_core.pocket import GUIDANCE
 from esd_core.pocket.judge import KINDS, PromptOf, load_oracle, make_cases, read
 from esd_core.pocket.world import OBJECTS, PLAIN, SIZE, STYLES
@@ -99,7 +99,7 @@ def wordings(name: str) -> list[str]:
 
 
 def measure(
-    denoiser: DiffusersDenoiser, artist: DiffusersDenoiser, lines: Sequence[str], seed: int
+    denoiser: Headless, artist: Headless, lines: Sequence[str], seed: int
 ) -> dict[str, Any]:
     """One run, and what its pictures show.
 
@@ -125,7 +125,7 @@ def measure(
     }
 
 
-def readings(denoiser: DiffusersDenoiser, split: Split = JUDGED) -> list[list[str]]:
+def readings(denoiser: Headless, split: Split = JUDGED) -> list[list[str]]:
     """A row a picture: object and look that were asked for, object and look that it shows."""
     cases = make_cases(split.per_pair, split.first_seed, split.prompt)
     prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
@@ -133,7 +133,7 @@ def readings(denoiser: DiffusersDenoiser, split: Split = JUDGED) -> list[list[st
     return [[*r.asked, *r.seen] for r in read(load_oracle(), cases, pictures)]
 
 
-def shown_in_wordings(denoiser: DiffusersDenoiser, name: str) -> dict[str, float]:
+def shown_in_wordings(denoiser: Headless, name: str) -> dict[str, float]:
     """The share of pictures that show it, by wording."""
     prompts = wordings(name)
     seeds = [FIRST_SEED + 50_000 + place for place in range(len(prompts))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from esd_core.config.settings import ErasureConfig
-from esd_core.models.diffusers_backend import DiffusersDenoiser
+from esd_core.models.headless import Headless
 from esd_core.pocket.judge import Reading, judge
 from esd_core.training.run import finish
 from esd_core.training.trainer import Trainer
@@ -36,9 +36,9 @@ def run(pairs: int) -> list[Figure]:
 
 
 def _measure(
-    denoiser: DiffusersDenoiser,
+    denoiser: Headless,
     config: ErasureConfig,
-    make: Callable[[DiffusersDenoiser, ErasureConfig], Trainer],
+    make: Callable[[Headless, ErasureConfig], Trainer],
     before: tuple[Reading, ...],
 ) -> dict[str, float]:
     host = pocket.Silent()

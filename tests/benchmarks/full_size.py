@@ -43,7 +43,7 @@ class RandomDenoiser(DiffusersDenoiser):
     """Prompts are rows of noise, the same for the same prompt."""
 
     def encode(self, prompts: Sequence[str], width: int, height: int) -> Conditioning:
-        config = self.unet.config
+        config = self.network.config
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
         rows = [_row(prompt, 77 * config.cross_attention_dim + pooled) for prompt in prompts]
         context, vector = (

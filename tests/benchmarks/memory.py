@@ -85,7 +85,7 @@ def official(sizes: dict[str, Any]) -> dict[str, int]:
     """Student and frozen teacher; all of the student has gradients, which only the trained lose."""
     teacher = full_size.denoiser(torch.bfloat16, sizes)
     student = full_size.denoiser(torch.bfloat16, sizes)
-    student.unet.requires_grad_(True)
+    student.network.requires_grad_(True)
     names = select("esd-x-strict", student.parameters(), student.architecture)
     optimizer = torch.optim.Adam([student.parameters()[name] for name in names], lr=2e-4)
     rows = student.encode(["Van Gogh", ""], 256, 256)

@@ -39,7 +39,7 @@ class OfficialScheduleBank(Bank):
     def _rollout_all(
         self, terms: RoundTerms, noise: torch.Generator, student: Mapping[str, Tensor] | None
     ) -> _Found:
-        schedule = self.denoiser.schedule(STEPS)
+        schedule = self.denoiser.schedule(STEPS, 64, 64)
         whole = _Found()
         for term in terms.followed:
             for _ in range(self.trajectory.steps):

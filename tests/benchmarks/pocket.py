@@ -8,7 +8,7 @@ from esd_core.cli import model as models
 from esd_core.config.mappings import override
 from esd_core.config.presets import load_preset
 from esd_core.config.settings import ErasureConfig
-from esd_core.models.diffusers_backend import DiffusersDenoiser
+from esd_core.models.headless import Headless
 from esd_core.training.plan import check
 from esd_core.training.run import prepare
 from esd_core.training.trainer import Trainer
@@ -16,7 +16,7 @@ from esd_core.training.trainer import Trainer
 CONCEPT = "Van Gogh"
 
 
-def load(precision: str = "auto") -> DiffusersDenoiser:
+def load(precision: str = "auto") -> Headless:
     return models.load(models.POCKET, precision)
 
 
@@ -28,7 +28,7 @@ def config(**settings: Any) -> ErasureConfig:
     )
 
 
-def trainer(denoiser: DiffusersDenoiser, config: ErasureConfig) -> Trainer:
+def trainer(denoiser: Headless, config: ErasureConfig) -> Trainer:
     """As `erase` makes it."""
     return prepare(denoiser, config, check(denoiser, config))
 

@@ -21,7 +21,7 @@ from esd_core.files.apply import applied, merged
 from esd_core.images.render import render
 from esd_core.method.contexts import probed
 from esd_core.method.probes import Probes
-from esd_core.models.diffusers_backend import DiffusersDenoiser
+from esd_core.models.headless import Headless
 from esd_core.pocket import GUIDANCE
 from esd_core.pocket.judge import KINDS, load_oracle, make_cases
 from esd_core.pocket.world import OBJECTS, SIZE, STYLES
@@ -36,9 +36,7 @@ PER_PAIR = 4
 SATURATED = 0.4
 
 
-def measure(
-    denoiser: DiffusersDenoiser, artist: DiffusersDenoiser, name: str
-) -> list[tuple[float, float]]:
+def measure(denoiser: Headless, artist: Headless, name: str) -> list[tuple[float, float]]:
     """The probe's share and the share of pictures that show it, by strength."""
     config = pocket.config(concepts=[name])
     probes = Probes(denoiser, probed(config), config)
@@ -52,7 +50,7 @@ def measure(
     return found
 
 
-def shown(artist: DiffusersDenoiser, name: str) -> float:
+def shown(artist: Headless, name: str) -> float:
     cases = [c for c in make_cases(PER_PAIR, FIRST_SEED, prompt_of) if name in c.asked]
     prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
     pictures = render(artist, prompts, seeds, STEPS, GUIDANCE, SIZE, SIZE)

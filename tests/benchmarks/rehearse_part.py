@@ -28,7 +28,7 @@ def headless(folder: Path, sizes: dict[str, Any]) -> dict[str, Any]:
     file = folder / "erasure.safetensors"
     write_erasure(file, result.erasure, force=True)
     erasure = read_erasure(file)
-    base = Base(denoiser.architecture, denoiser.unet.config, denoiser.parameters())
+    base = Base(denoiser.architecture, denoiser.network.config, denoiser.parameters())
     for form in (ERASURE, LORA, UNET, DIFFUSERS, OFFICIAL):
         path = folder / (form if form == DIFFUSERS else f"as-{form}.safetensors")
         export(form, path, erasure, base, rank=16, force=True)

@@ -43,7 +43,7 @@ from esd_core.config.settings import ErasureConfig
 from esd_core.files.apply import applied
 from esd_core.files.erasure import Erasure
 from esd_core.models.denoiser import Denoiser
-from esd_core.models.diffusers_backend import DiffusersDenoiser
+from esd_core.models.headless import Headless
 from esd_core.pocket.captions import held_out_prompt
 from esd_core.pocket.world import OBJECTS, SIZE, STYLES
 from esd_core.training.run import finish
@@ -60,7 +60,7 @@ TUNING = Split(held_out_prompt, 600_000, 8, 3)
 SEARCH_SEED = 1000
 
 Setting = dict[str, Any]
-Make = Callable[[DiffusersDenoiser, str, Setting], tuple[Erasure, int]]
+Make = Callable[[Headless, str, Setting], tuple[Erasure, int]]
 """From a model, a concept and settings to an erasure, and the evaluations that it took."""
 
 
@@ -84,7 +84,7 @@ def trained(
 ) -> Make:
     """By one of our presets, at pocket's size; dots in settings are written as two underscores."""
 
-    def make(denoiser: DiffusersDenoiser, concept: str, setting: Setting) -> tuple[Erasure, int]:
+    def make(denoiser: Headless, concept: str, setting: Setting) -> tuple[Erasure, int]:
         host = pocket.Silent()
         trainer = start(denoiser, config_of(preset, concept, {**fixed, **setting}))
         result = finish(trainer, trainer.run(host, host))
@@ -151,7 +151,7 @@ RIVALS = {
 class Bench:
     """The model, what is kept, and the split that rows are judged by."""
 
-    denoiser: DiffusersDenoiser
+    denoiser: Headless
     kept: Kept
     judged: Split = JUDGED
 

@@ -8,7 +8,7 @@ import sys
 import torch
 
 from esd_core.config.settings import ErasureConfig
-from esd_core.models.diffusers_backend import DiffusersDenoiser
+from esd_core.models.headless import Headless
 
 from . import full_size, pocket, variants
 from .bare import Bare
@@ -33,7 +33,7 @@ def of_pocket(pairs: int) -> tuple[list[float], list[float]]:
 
 
 def measured(
-    denoiser: DiffusersDenoiser, config: ErasureConfig, pairs: int, repeats: int
+    denoiser: Headless, config: ErasureConfig, pairs: int, repeats: int
 ) -> tuple[list[float], list[float]]:
     """Seconds of a training step, and of the bare one, turn by turn; `repeats` of each a pair."""
     trainer = pocket.trainer(denoiser, config)

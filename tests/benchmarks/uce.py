@@ -20,7 +20,7 @@ from torch import Tensor
 from esd_core.files.erasure import Erasure, key_of
 from esd_core.files.metadata import Key
 from esd_core.method.words import OBJECTS, STYLES
-from esd_core.models.diffusers_backend import DiffusersDenoiser
+from esd_core.models.headless import Headless
 from esd_core.pocket.judge import KINDS
 from esd_core.pocket.world import SIZE
 from esd_core.training.selection import select
@@ -53,7 +53,7 @@ class Setting:
     preserve: bool = False
 
 
-def make(denoiser: DiffusersDenoiser, concept: str, given: dict[str, Any]) -> tuple[Erasure, int]:
+def make(denoiser: Headless, concept: str, given: dict[str, Any]) -> tuple[Erasure, int]:
     """The edit, and how often the network was evaluated for it: never."""
     setting = Setting(**{name: value for name, value in given.items() if name != "seed"})
     templates = ("{}", *(EXPANDED[KINDS[concept]] if setting.expand else ()))
@@ -96,7 +96,7 @@ def closed_form(old: Tensor, inputs: Tensor, outputs: Tensor, kept: Tensor, lamb
 
 
 def _pairs(
-    denoiser: DiffusersDenoiser, prompts: Sequence[str], guide: str, all_states: bool
+    denoiser: Headless, prompts: Sequence[str], guide: str, all_states: bool
 ) -> tuple[Tensor, Tensor]:
     """States of the prompts and, row by row, of the guide: [N, width] each.
 
@@ -108,7 +108,7 @@ def _pairs(
     return torch.cat(own), wanted[torch.cat(rows)]
 
 
-def _gram(denoiser: DiffusersDenoiser, prompts: Sequence[str], all_states: bool) -> Tensor:
+def _gram(denoiser: Headless, prompts: Sequence[str], all_states: bool) -> Tensor:
     """The sum of c c' over the states of the prompts."""
     width = denoiser.encode([""], SIZE, SIZE).context.shape[-1]
     total = torch.zeros(width, width, dtype=torch.float64)
@@ -118,7 +118,7 @@ def _gram(denoiser: DiffusersDenoiser, prompts: Sequence[str], all_states: bool)
     return total
 
 
-def _states(denoiser: DiffusersDenoiser, prompts: Sequence[str], all_states: bool) -> list[Tensor]:
+def _states(denoiser: Headless, prompts: Sequence[str], all_states: bool) -> list[Tensor]:
     """Of every prompt the state of its last word, or all from there on: float64 [n, width]."""
     context = denoiser.encode(prompts, SIZE, SIZE).context.double()
     lasts = [len(ids) - 2 for ids in denoiser.pipeline.tokenizer(list(prompts)).input_ids]

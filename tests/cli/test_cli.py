@@ -32,7 +32,8 @@ from esd_core.errors import ConfigError
 from esd_core.files import history
 from esd_core.files.base import open_base
 from esd_core.files.native import read_erasure
-from esd_core.models.diffusers_backend import DiffusersDenoiser, load_denoiser
+from esd_core.models.headless import Headless
+from esd_core.models.loading import load_denoiser
 from esd_core.pocket.judge import ORACLE
 from esd_core.storage.reading import read_header
 
@@ -65,7 +66,7 @@ def file(run: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pocket() -> DiffusersDenoiser:
+def pocket() -> Headless:
     return load_denoiser("pocket", "fp32", "cpu")
 
 
@@ -427,7 +428,7 @@ def test_a_strength_without_file_or_end_is_refused(word: str) -> None:
 
 
 def test_an_inspection_of_another_program_s_file_tells_what_it_is_and_how_much_it_changes(
-    file: Path, pocket: DiffusersDenoiser, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    file: Path, pocket: Headless, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The official code's: absolute weights, of which a base is needed to tell the change."""
     out = tmp_path / "anything.bin"
@@ -457,15 +458,13 @@ def test_an_official_export_into_a_folder_has_the_official_name(file: Path, tmp_
 # -- export ------------------------------------------------------------------------------------
 
 
-def expected(pocket: DiffusersDenoiser, file: Path, strength: float) -> dict[str, torch.Tensor]:
+def expected(pocket: Headless, file: Path, strength: float) -> dict[str, torch.Tensor]:
     change = read_erasure(file).change()
     base = {name: tensor.detach() for name, tensor in pocket.parameters().items()}
     return base | {n: base[n] + strength * c.view(base[n].shape) for n, c in change.items()}
 
 
-def test_an_export_as_a_unet_is_the_sum(
-    file: Path, pocket: DiffusersDenoiser, tmp_path: Path
-) -> None:
+def test_an_export_as_a_unet_is_the_sum(file: Path, pocket: Headless, tmp_path: Path) -> None:
     out = tmp_path / "unet.safetensors"
     words = ("--to", "unet", "--dtype", "fp32", "--strength", "0.5")
     assert esd("export", file, *POCKET[:2], *words, "--out", out) == 0
@@ -476,13 +475,11 @@ def test_an_export_as_a_unet_is_the_sum(
     assert metadata["esd.strength"] == "0.5" and "esd.format" not in metadata
 
 
-def test_an_export_for_diffusers_loads_there(
-    file: Path, pocket: DiffusersDenoiser, tmp_path: Path
-) -> None:
+def test_an_export_for_diffusers_loads_there(file: Path, pocket: Headless, tmp_path: Path) -> None:
     out, words = tmp_path / "unet", ("--to", "diffusers", "--dtype", "fp32")
     assert esd("export", file, *POCKET[:2], *words, "--out", out) == 0
     unet = UNet2DConditionModel.from_pretrained(out, torch_dtype=torch.float32)
-    loaded, mine = unet.state_dict(), pocket.unet.state_dict()
+    loaded, mine = unet.state_dict(), pocket.network.state_dict()
     moved = {name for name in mine if not torch.allclose(loaded[name], mine[name], atol=1e-4)}
     assert moved and all("attn2" in name for name in moved)
 

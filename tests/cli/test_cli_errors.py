@@ -21,7 +21,7 @@ from esd_core.files import history
 from esd_core.files.apply import fingerprint
 from esd_core.files.erasure import Erasure
 from esd_core.files.native import read_erasure, write_erasure
-from esd_core.models.diffusers_backend import load_denoiser
+from esd_core.models.loading import load_denoiser
 from esd_core.pocket.judge import ORACLE
 from esd_core.training.run import erase
 

@@ -6,7 +6,7 @@ import torch
 from esd_core.cli.events import TerminalEvents
 from esd_core.config.settings import ErasureConfig
 from esd_core.images.render import render
-from esd_core.models.diffusers_backend import load_denoiser
+from esd_core.models.loading import load_denoiser
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from esd_core.cli.events import TerminalEvents
 from esd_core.cli.main import main
 from esd_core.files.native import write_erasure
-from esd_core.models.diffusers_backend import DiffusersDenoiser
+from esd_core.models.headless import Headless
 from esd_core.training.run import erase
 
 MODEL = ("--model", "pocket", "--device", "cpu")
@@ -24,8 +24,8 @@ def erased(denoiser, settings, recorder, tmp_path):
 @pytest.fixture
 def little(monkeypatch):
     """Nothing may be drawn, with a megabyte free."""
-    monkeypatch.setattr(DiffusersDenoiser, "free_memory", lambda _: 10**6)
-    monkeypatch.setattr(DiffusersDenoiser, "decode", None)
+    monkeypatch.setattr(Headless, "free_memory", lambda _: 10**6)
+    monkeypatch.setattr(Headless, "decode", None)
 
 
 def test_commands_that_draw_refuse(erased, little, tmp_path, capsys):
@@ -48,15 +48,15 @@ def test_a_preview_is_skipped_and_said(denoiser, settings, little, tmp_path, cap
 def test_fewer_are_drawn_side_by_side_where_that_fits(erased, monkeypatch, tmp_path):
     """The same pictures, but for the last bits."""
     grids, sizes = [], []
-    decode = DiffusersDenoiser.decode
+    decode = Headless.decode
 
     def noted(self, latents):
         sizes.append(len(latents))
         return decode(self, latents)
 
-    monkeypatch.setattr(DiffusersDenoiser, "decode", noted)
+    monkeypatch.setattr(Headless, "decode", noted)
     for free in (10**12, 13 * 10**6):
-        monkeypatch.setattr(DiffusersDenoiser, "free_memory", lambda _, free=free: free)
+        monkeypatch.setattr(Headless, "free_memory", lambda _, free=free: free)
         out = tmp_path / f"{free}.json"
         words = ("--seed", "1", "--seed", "2", "--prompt", "a house", "--steps", "2")
         files = ("--out", str(tmp_path / f"{free}.png"), "--json", str(out))

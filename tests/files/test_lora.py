@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from esd_core.errors import FileError
 from esd_core.files.lora import kohya_name, low_rank, write_lora
-from esd_core.models.diffusers_backend import load_denoiser
 from esd_core.models.keys import canonical_to_diffusers
+from esd_core.models.loading import load_denoiser
 
 LINEAR = "input_blocks.4.1.transformer_blocks.0.attn2.to_k"
 CONV = "input_blocks.1.0.in_layers.2"

@@ -39,7 +39,7 @@ with torch.inference_mode():  # as the server runs nodes
         with torch.no_grad():
             found["prediction"] = denoiser.predict(asked["x"], asked["sigma"], rows)
             pair = [rows.select([0]), rows.select([1])]
-            schedule = denoiser.schedule(20)
+            schedule = denoiser.schedule(20, 64, 64)
             found["trajectory"] = sample(denoiser, asked["noise"], pair, schedule, 3.0)
             found["sigmas"] = schedule.sigmas
         for name, checkpointed in (("gradient", False), ("gradient_checkpointed", True)):

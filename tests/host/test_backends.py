@@ -17,7 +17,7 @@ from esd_core.config.settings import ErasureConfig
 from esd_core.files.apply import applied
 from esd_core.files.native import read_erasure
 from esd_core.method.sampling import sample
-from esd_core.models.diffusers_backend import load_denoiser
+from esd_core.models.loading import load_denoiser
 from esd_core.training.run import erase
 
 PROMPTS = ["a house in the style of Van Gogh", "", "a fish", "Van Gogh"]
@@ -34,7 +34,7 @@ def pocket():
 @pytest.fixture(scope="module")
 def request_of(pocket):
     generator = torch.Generator().manual_seed(0)
-    sigma = pocket.schedule(20).sigmas[[0, 6, 12, 19]]
+    sigma = pocket.schedule(20, 64, 64).sigmas[[0, 6, 12, 19]]
     noise = torch.randn(4, 4, 16, 16, generator=generator)
     return {
         "x": noise * (sigma**2 + 1).sqrt().view(-1, 1, 1, 1),
@@ -68,7 +68,7 @@ def test_the_parameters_are_the_same_bits_under_the_same_names(host, pocket):
 def test_text_and_noise_levels_are_the_same(host, pocket):
     rows = pocket.encode(PROMPTS, 128, 128)
     assert relative(host[0]["context"], rows.context) < TOLERANCE
-    assert relative(host[0]["sigmas"], pocket.schedule(20).sigmas) < TOLERANCE
+    assert relative(host[0]["sigmas"], pocket.schedule(20, 64, 64).sigmas) < TOLERANCE
 
 
 def test_the_prediction_is_the_same(host, pocket, request_of):
@@ -82,7 +82,7 @@ def test_the_prediction_is_the_same(host, pocket, request_of):
 def test_the_guided_trajectory_is_the_same(host, pocket, request_of):
     rows = pocket.encode(PROMPTS, 128, 128)
     pair = [rows.select([0]), rows.select([1])]
-    own = sample(pocket, request_of["noise"], pair, pocket.schedule(20), 3.0)
+    own = sample(pocket, request_of["noise"], pair, pocket.schedule(20, 64, 64), 3.0)
     assert relative(host[0]["trajectory"], own) < TOLERANCE
 
 

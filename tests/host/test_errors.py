@@ -10,7 +10,7 @@ from comfy_server import Refused
 from graphs import Graph, files, small_erasure
 from safetensors.torch import load_file, save_file
 
-from esd_core.models.diffusers_backend import load_denoiser
+from esd_core.models.loading import load_denoiser
 
 
 def refusal(graph):
@@ -214,7 +214,7 @@ def test_an_official_file_is_read(server):
     changed = merged(pocket, [(erasure, 1.0)])
     path = server.base / "models" / "loras" / "esd-official.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_official(path, pocket.unet.config, changed)
+    write_official(path, pocket.network.config, changed)
     found = {}
     for name in (path.name, source.relative_to(server.base / "output" / "loras").as_posix()):
         graph = Graph(server)

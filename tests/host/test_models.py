@@ -12,8 +12,8 @@ from unets import CONFIGS, SD1_COUNTS, SDXL_COUNTS, shapes_of
 from esd_core.config.presets import load_preset
 from esd_core.config.settings import METHODS
 from esd_core.models.architectures import ARCHITECTURES
-from esd_core.models.diffusers_backend import load_denoiser
 from esd_core.models.keys import diffusers_to_canonical
+from esd_core.models.loading import load_denoiser
 from esd_core.training.selection import select
 
 FULL_SIZE = ("sdxl", "sd1", "sd2", "refiner")

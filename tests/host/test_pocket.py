@@ -10,7 +10,7 @@ from comfy_server import find_comfyui, running
 from graphs import Graph, pictures
 
 from esd_core.files.unet import write_unet
-from esd_core.models.diffusers_backend import load_denoiser
+from esd_core.models.loading import load_denoiser
 
 FILE = "pocket.safetensors"
 

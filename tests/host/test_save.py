@@ -19,8 +19,8 @@ from unets import CONFIGS, shapes_of
 from esd_core.cli.main import main
 from esd_core.files.apply import merged
 from esd_core.files.native import read_erasure, write_erasure
-from esd_core.models.diffusers_backend import load_denoiser
 from esd_core.models.keys import diffusers_to_canonical
+from esd_core.models.loading import load_denoiser
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_the_diffusers_folder_loads_and_predicts_the_same(server, saved):
     with torch.no_grad():
         with pocket.swapped(weights):
             expected = pocket.predict(x, sigma, rows)
-        pocket.unet = unet
+        pocket.network = unet
         came = pocket.predict(x, sigma, rows)
     assert torch.allclose(came, expected, rtol=1e-4, atol=1e-5)
 

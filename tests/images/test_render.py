@@ -8,7 +8,8 @@ import torch
 from esd_core.errors import ConfigError
 from esd_core.images.render import picture_noise, render
 from esd_core.models.denoiser import Conditioning
-from esd_core.models.diffusers_backend import DiffusersDenoiser, load_denoiser
+from esd_core.models.headless import Headless
+from esd_core.models.loading import load_denoiser
 
 PROMPTS = ["a house in the style of Van Gogh", "a boat", "a boat", "Mondrian style, a fish"]
 SEEDS = [11, 12, 13, 14]
@@ -16,11 +17,11 @@ SETTINGS = {"steps": 3, "guidance": 3.0, "width": 128, "height": 128}
 
 
 @pytest.fixture(scope="module")
-def pocket() -> DiffusersDenoiser:
+def pocket() -> Headless:
     return load_denoiser("pocket", precision="fp32", device="cpu")
 
 
-def test_pictures_are_what_diffusers_own_pipeline_makes(pocket: DiffusersDenoiser) -> None:
+def test_pictures_are_what_diffusers_own_pipeline_makes(pocket: Headless) -> None:
     noise = picture_noise(SEEDS, pocket.latent_shape(128, 128))
     expected = pocket.pipeline(
         prompt=PROMPTS,
@@ -37,7 +38,7 @@ def test_pictures_are_what_diffusers_own_pipeline_makes(pocket: DiffusersDenoise
     assert torch.allclose(pictures, expected.float(), atol=2e-3)
 
 
-def test_a_picture_is_the_same_in_every_batch(pocket: DiffusersDenoiser) -> None:
+def test_a_picture_is_the_same_in_every_batch(pocket: Headless) -> None:
     together = render(pocket, PROMPTS, SEEDS, **SETTINGS)
     by_threes = render(pocket, PROMPTS, SEEDS, **SETTINGS, batch=3)
     alone = render(pocket, PROMPTS[2:3], SEEDS[2:3], **SETTINGS)
@@ -53,7 +54,7 @@ def test_the_noise_follows_from_the_seed_alone() -> None:
     assert abs(float(together.std()) - 1) < 0.05
 
 
-def test_a_picture_depends_on_prompt_seed_and_negative(pocket: DiffusersDenoiser) -> None:
+def test_a_picture_depends_on_prompt_seed_and_negative(pocket: Headless) -> None:
     def first(prompt: str, seed: int, negative: str = "") -> torch.Tensor:
         return render(pocket, [prompt], [seed], **SETTINGS, negative=negative)
 
@@ -66,7 +67,7 @@ def test_a_picture_depends_on_prompt_seed_and_negative(pocket: DiffusersDenoiser
 
 
 def test_a_repeated_prompt_is_encoded_once(
-    pocket: DiffusersDenoiser, monkeypatch: pytest.MonkeyPatch
+    pocket: Headless, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[str] = []
     encode = pocket.encode
@@ -80,7 +81,7 @@ def test_a_repeated_prompt_is_encoded_once(
     assert sorted(encoded) == sorted({*PROMPTS, ""})
 
 
-def test_progress_counts_pictures(pocket: DiffusersDenoiser) -> None:
+def test_progress_counts_pictures(pocket: Headless) -> None:
     seen: list[tuple[int, int]] = []
     render(
         pocket, PROMPTS, SEEDS, **{**SETTINGS, "steps": 1}, batch=3,
@@ -89,13 +90,13 @@ def test_progress_counts_pictures(pocket: DiffusersDenoiser) -> None:
     assert seen == [(3, 4), (4, 4)]
 
 
-def test_a_size_may_be_other_than_square(pocket: DiffusersDenoiser) -> None:
+def test_a_size_may_be_other_than_square(pocket: Headless) -> None:
     wide = {"steps": 1, "guidance": 1.0, "width": 160, "height": 64}
     assert render(pocket, PROMPTS[:1], [1], **wide).shape == (1, 3, 64, 160)
     assert render(pocket, [], [], **wide).shape == (0, 3, 64, 160)
 
 
-def test_what_cannot_be_rendered_is_refused(pocket: DiffusersDenoiser) -> None:
+def test_what_cannot_be_rendered_is_refused(pocket: Headless) -> None:
     with pytest.raises(ConfigError, match="multiples of 8"):
         render(pocket, ["a boat"], [1], steps=1, guidance=1.0, width=100, height=128)
     with pytest.raises(ValueError, match="2 prompts, but 1 seeds"):

@@ -108,7 +108,7 @@ def test_on_policy_states_are_the_students(denoiser, settings):
 
 
 def assert_follows(denoiser, samples, prompt, guidance=3.0):
-    schedule = denoiser.schedule(STEPS)
+    schedule = denoiser.schedule(STEPS, 64, 64)
     x = torch.randn((COUNT, 4, 8, 8), generator=stream()) * schedule.initial_scale
     for step, sigma in enumerate(schedule.sigmas[:-1]):
         rows = samples.x[step * COUNT : (step + 1) * COUNT]
@@ -121,7 +121,7 @@ def assert_follows(denoiser, samples, prompt, guidance=3.0):
 
 def test_sigmas_are_the_schedules(denoiser, settings):
     _, samples = sampled(denoiser, settings)
-    expected = denoiser.schedule(STEPS).sigmas[:-1].repeat_interleave(COUNT)
+    expected = denoiser.schedule(STEPS, 64, 64).sigmas[:-1].repeat_interleave(COUNT)
     assert torch.equal(samples.sigma[: samples.erasing], expected)
     assert set(samples.sigma.tolist()) <= set(expected.tolist())
 

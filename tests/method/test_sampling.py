@@ -19,7 +19,12 @@ def test_steps_by_hand(toy):
     prompts = conditionings(model, "two", "one", "ramp")
     noise = torch.ones(1, 4, 1, 1)
     end = sample(
-        model, noise, prompts, model.schedule(3), 3.0, lambda x, s, p: seen.append((x, s, p))
+        model,
+        noise,
+        prompts,
+        model.schedule(3, 64, 64),
+        3.0,
+        lambda x, s, p: seen.append((x, s, p)),
     )
     assert [s for _, s, _ in seen] == [4.0, 2.0, 1.0]
     # x starts at 5 * 1 and loses 4 for each unit of sigma: 5, 5 - 8, 5 - 12, 5 - 16
@@ -33,7 +38,7 @@ def test_the_direction_is_that_of_the_current_latents(toy):
     """eps = x / 4 at sigmas 4, 2, 1, 0 multiplies x by 1 - 2/4, 1 - 1/4, 1 - 1/4."""
     model = toy({}, shared=0.25)
     noise = torch.arange(4.0).view(1, 4, 1, 1)
-    end = sample(model, noise, conditionings(model, "", ""), model.schedule(3), 3.0)
+    end = sample(model, noise, conditionings(model, "", ""), model.schedule(3, 64, 64), 3.0)
     assert torch.equal(end, noise * 5.0 * 0.5 * 0.75 * 0.75)
 
 
@@ -41,7 +46,7 @@ def test_the_direction_is_that_of_the_current_latents(toy):
 def test_guidance_0_is_the_empty_prompt_and_1_the_prompt(toy, guidance, slope):
     model = toy(VECTORS, shared=0.0)
     prompts = conditionings(model, "two", "one")
-    end = sample(model, torch.zeros(1, 4, 1, 1), prompts, model.schedule(3), guidance)
+    end = sample(model, torch.zeros(1, 4, 1, 1), prompts, model.schedule(3, 64, 64), guidance)
     assert end.unique().tolist() == [-4.0 * slope]
 
 
@@ -49,7 +54,7 @@ def test_rows_keep_their_own_prompts(toy):
     model = toy(VECTORS, shared=0.0)
     mixed = model.encode(["two", "ramp"], 8, 8)
     empty = model.encode(["", ""], 8, 8)
-    end = sample(model, torch.zeros(2, 4, 1, 1), [mixed, empty], model.schedule(3), 1.0)
+    end = sample(model, torch.zeros(2, 4, 1, 1), [mixed, empty], model.schedule(3, 64, 64), 1.0)
     assert end[:, :, 0, 0].tolist() == [[-8.0] * 4, [0.0, -4.0, -8.0, -12.0]]
 
 
@@ -57,7 +62,7 @@ def test_sampling_keeps_no_graph(toy):
     model = toy(VECTORS)
     prompts = conditionings(model, "two", "one")
     with model.swapped({"gain": torch.ones(4, requires_grad=True)}):
-        end = sample(model, torch.zeros(1, 4, 1, 1), prompts, model.schedule(3), 2.0)
+        end = sample(model, torch.zeros(1, 4, 1, 1), prompts, model.schedule(3, 64, 64), 2.0)
     assert not end.requires_grad
 
 

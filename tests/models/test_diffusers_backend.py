@@ -21,7 +21,8 @@ from esd_core.errors import ConfigError, ESDError, FileError
 from esd_core.method.sampling import sample
 from esd_core.method.terms import Term
 from esd_core.models.architectures import SD1, SD2, SDXL
-from esd_core.models.diffusers_backend import DiffusersDenoiser, automatic_precision, load_denoiser
+from esd_core.models.diffusers_backend import DiffusersDenoiser
+from esd_core.models.loading import automatic_precision, denoiser_of, load_denoiser
 from esd_core.pocket.models import build_vae
 
 STABLE_DIFFUSION = {
@@ -112,7 +113,7 @@ def trace_of_pipeline(pipeline, noise, guidance, steps, width, height):
 def trace_of_core(denoiser, noise, guidance, steps, width, height):
     trace = []
     prompts = [denoiser.encode(p, width, height) for p in (PROMPTS, ["", ""])]
-    schedule = denoiser.schedule(steps)
+    schedule = denoiser.schedule(steps, width, height)
     end = sample(denoiser, noise, prompts, schedule, guidance, lambda x, s, p: trace.append(x))
     return [*trace[1:], end]
 
@@ -141,7 +142,7 @@ def test_zero_terminal_snr_is_followed(make_denoiser, monkeypatch):
     denoiser = make_denoiser(
         prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True
     )
-    spy, schedule = spied(denoiser, monkeypatch), denoiser.schedule(5)
+    spy, schedule = spied(denoiser, monkeypatch), denoiser.schedule(5, 64, 64)
     assert schedule.sigmas[0].item() == pytest.approx((2**24 - 1) ** 0.5, rel=1e-6)
     denoiser.predict(torch.zeros(1, 4, 1, 1), schedule.sigmas[:1], one_prompt(denoiser, 1))
     assert spy.timestep.tolist() == [999.0]
@@ -187,7 +188,7 @@ class SpyUNet:
 
 def spied(denoiser, monkeypatch, answer=None):
     spy = SpyUNet(answer)
-    monkeypatch.setattr(denoiser, "unet", spy)
+    monkeypatch.setattr(denoiser, "network", spy)
     return spy
 
 
@@ -205,7 +206,7 @@ def test_every_sigma_gets_its_own_timestep(make_denoiser, monkeypatch, spacing):
         scheduler = EulerDiscreteScheduler.from_config(denoiser.pipeline.scheduler.config)
         scheduler.set_timesteps(steps)
         expected = scheduler.timesteps.double().numpy()
-        sigmas = denoiser.schedule(steps).sigmas
+        sigmas = denoiser.schedule(steps, 64, 64).sigmas
         assert len(sigmas) == steps + 1 and sigmas[-1] == 0
         assert torch.equal(sigmas, scheduler.sigmas)
         x = torch.zeros(steps, 4, 1, 1)
@@ -223,7 +224,7 @@ def test_sigmas_are_those_of_the_training_noise(small_sd, scheduler):
     """Whatever sampler a pipeline comes with: sigma squared is (1 - abar) / abar at t."""
     pipeline = small_sd()
     pipeline.scheduler = scheduler(**STABLE_DIFFUSION)
-    schedule = DiffusersDenoiser(pipeline).schedule(10)
+    schedule = DiffusersDenoiser(pipeline).schedule(10, 64, 64)
     timesteps = 100 * np.arange(10)[::-1] + 1
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     abar = np.cumprod(1 - betas)[timesteps]
@@ -433,8 +434,8 @@ def test_other_prediction_types_are_refused(pipeline):
 
 def test_other_pipelines_are_refused(pipeline):
     other = DDPMPipeline(pipeline.unet, pipeline.scheduler)
-    with pytest.raises(ESDError, match="DDPMPipeline"):
-        DiffusersDenoiser(other)
+    with pytest.raises(ESDError, match="DDPMPipeline.*FLUX.1"):
+        denoiser_of(other)
 
 
 def test_architecture_is_told_by_the_text_width(denoiser, small_sd):

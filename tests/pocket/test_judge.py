@@ -12,7 +12,8 @@ import torch
 from esd_core.cli.demo import compared
 from esd_core.errors import FileError
 from esd_core.files.erasure import Erasure
-from esd_core.models.diffusers_backend import DiffusersDenoiser, load_denoiser
+from esd_core.models.headless import Headless
+from esd_core.models.loading import load_denoiser
 from esd_core.pocket import world
 from esd_core.pocket.captions import all_captions
 from esd_core.pocket.judge import (
@@ -162,11 +163,11 @@ def test_an_oracle_that_is_missing_is_named(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def pocket() -> DiffusersDenoiser:
+def pocket() -> Headless:
     return load_denoiser("pocket", precision="fp32", device="cpu")
 
 
-def test_an_evaluation_renders_before_and_after(pocket: DiffusersDenoiser) -> None:
+def test_an_evaluation_renders_before_and_after(pocket: Headless) -> None:
     name = "input_blocks.0.0.weight"
     change = -pocket.parameters()[name].detach().clone()
     tensors = {"input_blocks.0.0.diff": change}

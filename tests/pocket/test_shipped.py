@@ -14,7 +14,8 @@ from esd_core.config.presets import load_preset
 from esd_core.config.settings import ErasureConfig
 from esd_core.files.native import read_erasure, write_erasure
 from esd_core.models.architectures import SDXL
-from esd_core.models.diffusers_backend import POCKET, DiffusersDenoiser, load_denoiser
+from esd_core.models.headless import Headless
+from esd_core.models.loading import POCKET, load_denoiser
 from esd_core.pocket import WEIGHTS
 from esd_core.pocket.judge import judge, load_oracle
 from esd_core.pocket.world import LOOKS, OBJECTS, draw
@@ -43,7 +44,7 @@ class Quiet:
 
 
 @pytest.fixture(scope="module")
-def pocket() -> DiffusersDenoiser:
+def pocket() -> Headless:
     return load_denoiser(POCKET)
 
 
@@ -60,9 +61,9 @@ def test_the_weights_are_fp16() -> None:
         assert floats == {torch.float16}, path
 
 
-def test_pocket_is_an_sdxl_in_miniature(pocket: DiffusersDenoiser) -> None:
+def test_pocket_is_an_sdxl_in_miniature(pocket: Headless) -> None:
     assert pocket.architecture is SDXL
-    config = pocket.unet.config
+    config = pocket.network.config
     assert config.addition_embed_type == "text_time" and config.use_linear_projection
     assert sum(isinstance(d, int) and d > 0 for d in config.transformer_layers_per_block[1:]) == 2
     assert all(width % 32 == 0 for width in config.block_out_channels)
@@ -83,7 +84,7 @@ def test_the_oracle_reads_99_of_100_fresh_drawings() -> None:
 
 
 @pytest.fixture(scope="module")
-def judged(pocket: DiffusersDenoiser, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def judged(pocket: Headless, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The demo's run, read back from its file and judged on 24 pictures a name."""
     config = ErasureConfig.from_mapping(override(load_preset(POCKET), {"concepts": ["Van Gogh"]}))
     before = {name: value.clone() for name, value in pocket.parameters().items()}

@@ -6,7 +6,7 @@ from trainers import probes_of
 from esd_core.config.mappings import override
 from esd_core.config.presets import load_preset, preset_names
 from esd_core.config.settings import ErasureConfig
-from esd_core.models.diffusers_backend import load_denoiser
+from esd_core.models.loading import load_denoiser
 from esd_core.training.run import erase
 
 LINES = ("Van Gogh", "Van Gogh -> Mondrian", "Van Gogh <- a house in the style of Van Gogh")

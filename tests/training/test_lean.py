@@ -13,7 +13,7 @@ def test_backward_stops_where_nothing_is_trained(denoiser, settings, method, beg
     graphs = []
     trainer = trainer_of(denoiser, settings({"method": method}))
     trainer.take_step()
-    blocks = denoiser.unet.down_blocks
+    blocks = denoiser.network.down_blocks
     handles = [
         block.register_forward_hook(lambda _, __, out: graphs.append(out[0].requires_grad))
         for block in blocks
@@ -85,7 +85,7 @@ def test_a_rate_of_1e_5_trains_with_bf16_compute(make_denoiser, settings):
 def test_a_round_and_its_steps_take_as_many_evaluations_as_they_must(denoiser, settings, reuse):
     """2 trajectories of 3 steps, a pair each; then one for every sample of every step."""
     trainer, rows = trainer_of(denoiser, settings({"trajectory.reuse": reuse})), []
-    handle = denoiser.unet.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    handle = denoiser.network.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
     try:
         for _ in range(3 * reuse):  # 6 samples that erase, 2 of them a batch
             trainer.take_step()

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionM
 from safetensors.torch import save_file
 
 from ...images.render import render
-from ...models.diffusers_backend import load_denoiser
+from ...models.loading import load_denoiser
 from .. import GUIDANCE
 from ..judge import KINDS, load_oracle, make_cases, read, shown
 from ..models import Oracle, build_scheduler

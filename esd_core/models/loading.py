@@ -1,0 +1,122 @@
+"""Models of diffusers from wherever they are: by name, folder, single file or hub id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import (
+    DiffusionPipeline,
+    FluxPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
+
+from ..errors import ConfigError, ESDError, FileError, first_line
+from ..storage.dtypes import PRECISIONS
+from ..storage.reading import read_header
+from .diffusers_backend import DiffusersDenoiser
+from .headless import Headless
+from .transformer_backend import TransformerDenoiser
+
+POCKET = "pocket"
+"""What the embedded model is asked for by."""
+_POCKET_FOLDER = Path(__file__).parents[1] / "pocket" / "weights"
+
+
+def denoiser_of(pipeline: DiffusionPipeline) -> Headless:
+    """ESDError for a pipeline that cannot be erased from."""
+    if isinstance(pipeline, (StableDiffusion3Pipeline, FluxPipeline)):
+        return TransformerDenoiser.of(pipeline)
+    if isinstance(pipeline, (StableDiffusionPipeline, StableDiffusionXLPipeline)):
+        found = DiffusersDenoiser(pipeline)
+        if found.architecture.layers:
+            return found
+    raise ESDError(
+        f"the model is a {type(pipeline).__name__}, and only Stable Diffusion 1.x, 2.x, XL, 3 and "
+        "3.5 and FLUX.1 can be erased from here: give another model"
+    )
+
+
+def automatic_precision(device: torch.device) -> torch.dtype:
+    """fp32 on the CPU; on an accelerator bf16 where it has it, else fp16."""
+    if device.type == "cpu":
+        return torch.float32
+    if device.type != "cuda":
+        return torch.bfloat16
+    with torch.cuda.device(device):  # of which it asks; emulation, before Ampere, is slow
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bf16 else torch.float16
+
+
+def load_denoiser(model: str, precision: str = "auto", device: str | None = None) -> Headless:
+    """Loads a model by name, folder, single file or hub id.
+
+    Args:
+        model: "pocket", the folder of a diffusers pipeline, a .safetensors checkpoint, or a hub id.
+        precision: what the frozen weights are held and computed in: auto, fp32, bf16 or fp16.
+        device: of torch; by default the first accelerator, else the CPU.
+
+    Raises:
+        FileError: nothing can be loaded from there.
+        ConfigError: there is no such device here.
+    """
+    place = _device(device or _first_device())
+    dtype = PRECISIONS.get(precision) or automatic_precision(place)
+    pipeline = _load_pipeline(model, dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    return denoiser_of(pipeline.to(place))
+
+
+def _device(name: str) -> torch.device:
+    try:
+        torch.ones(1, device=name).item()
+    except (RuntimeError, AssertionError) as error:  # unknown, not built in, or not there
+        raise ConfigError(
+            f"there is no device {name} here: give cuda, mps or cpu ({first_line(error)})"
+        ) from error
+    return torch.device(name)
+
+
+def _first_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _load_pipeline(model: str, dtype: torch.dtype) -> DiffusionPipeline:
+    quiet = {"torch_dtype": dtype, "use_safetensors": True}
+    path = Path(model)
+    try:
+        if model == POCKET:
+            return StableDiffusionXLPipeline.from_pretrained(
+                _POCKET_FOLDER, add_watermarker=False, **quiet
+            )
+        if path.is_file():
+            return _load_single_file(path, dtype)
+        if path.is_dir() and not (path / "model_index.json").is_file():
+            raise FileError(
+                f"{model} is a folder without model_index.json: give a diffusers pipeline folder"
+            )
+        return DiffusionPipeline.from_pretrained(model, **quiet)
+    except ESDError:
+        raise
+    except Exception as error:  # a damaged or foreign model trips the loaders in many ways
+        raise FileError(
+            f"no model can be loaded from {model}: give pocket, a diffusers folder, a .safetensors "
+            f"checkpoint or a hub id ({first_line(error)})"
+        ) from error
+
+
+def _load_single_file(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
+    if path.suffix != ".safetensors":
+        raise FileError(
+            f"{path} is not a .safetensors file: other checkpoints can hide code and are not read"
+        )
+    names = read_header(path).tensors
+    if not any(name.startswith("model.diffusion_model.") for name in names):
+        raise FileError(f"{path} is not a checkpoint, since it holds no UNet: give a whole model")
+    is_xl = any(name.startswith("conditioner.embedders.") for name in names)
+    kind = StableDiffusionXLPipeline if is_xl else StableDiffusionPipeline
+    return kind.from_single_file(str(path), torch_dtype=dtype)
