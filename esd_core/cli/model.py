@@ -62,7 +62,8 @@ def base(model: str) -> Base:
     with memory_told():  # in fp32, so that base and change are summed exactly and rounded once
         found = load_denoiser(model, "fp32", "cpu")
     markers = markers_of(found.scheduler.config)
-    return Base(found.architecture, found.config, found.parameters(), markers)
+    weights, tables = found.parameters(), found.tables()
+    return Base(found.architecture, found.config, weights, markers, tables)
 
 
 def _check_model(model: str) -> None:

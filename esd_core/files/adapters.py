@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ..errors import FileError
 from ..models.keys import PREFIX, diffusers_to_canonical
+from ..models.parts import Part
+from ..models.transformer_keys import is_transformer
 from ..storage.lazy import LazyTensors, Spec, spec_of
 from .finite import check_finite
 from .lora import ALPHA, DOWN, UP
@@ -67,10 +69,11 @@ def with_alphas(tensors: LazyTensors) -> LazyTensors:
 def modules(config: Mapping[str, Any], weights: Iterable[str]) -> dict[str, str]:
     """What files of changes call the modules of a model -> canonical module names.
 
-    config: of its UNet2DConditionModel, or empty. weights: its canonical names.
+    config: of its UNet2DConditionModel, or another; empty where there is none. weights: its
+        canonical names.
     """
     found: dict[str, str] = {}
-    if not config:
+    if not config or is_transformer(config):
         for ours in (name.removesuffix(".weight") for name in weights if name.endswith(".weight")):
             found |= {f"{PREFIX}{ours}": ours, f"lora_unet_{ours.replace('.', '_')}": ours}
         return found
@@ -88,6 +91,17 @@ def modules(config: Mapping[str, Any], weights: Iterable[str]) -> dict[str, str]
             ),
             ours,
         )
+    return found
+
+
+def parts_by_module(parts: Mapping[str, Part]) -> dict[str, str]:
+    """What files of changes call the modules of diffusers' transformers -> diffusers' own names."""
+    found: dict[str, str] = {}
+    for own in (name for part in parts.values() for name in part.rows):
+        module = own.rpartition(".")[0]
+        plain = module.replace(".", "_")
+        dotted = (f"{prefix}{module}" for prefix in ("transformer.", "base_model.model.", ""))
+        found |= dict.fromkeys((*dotted, f"lora_transformer_{plain}", f"lycoris_{plain}"), module)
     return found
 
 

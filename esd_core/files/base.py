@@ -3,15 +3,20 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import FileError
-from ..models.architectures import Architecture, like
+from ..models.architectures import FLUX, SD3, Architecture, like
+from ..models.parts import Part
 from ..models.structure import unet_config
+from ..models.transformer import TRANSFORMERS
+from ..models.transformer_keys import POS_EMBED, is_transformer, transformer_parts
+from ..models.transformer_structure import plain, transformer_config
+from ..storage.lazy import LazyTensors, renamed, spec_of
 from ..storage.reading import file_tensors, read_header
 from .diffusers import read_unet_folder
 from .metadata import Key
@@ -22,13 +27,14 @@ V_PREDICTION, ZERO_SNR = MARKERS
 
 @dataclass(frozen=True)
 class Base:
-    """A UNet without the network around it.
+    """A UNet or transformer without the network around it.
 
     Attributes:
         architecture: the refiner too.
-        config: of the UNet2DConditionModel; empty for a transformer, which is known by ComfyUI's
+        config: diffusers' own of the network; empty for a transformer that is known by ComfyUI's
             names alone.
         weights: by canonical name.
+        tables: what a file of the whole model holds beside its parameters.
         prediction_markers: of MARKERS, ComfyUI's signs for what weights do not show.
     """
 
@@ -36,6 +42,17 @@ class Base:
     config: Mapping[str, Any]
     weights: Mapping[str, Tensor]
     prediction_markers: tuple[str, ...] = ()
+    tables: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def parts(self) -> dict[str, Part]:
+        """What of its tensors diffusers has in parts; nothing where those are not known."""
+        if self.architecture not in (SD3, FLUX):
+            return {}
+        shapes = {name: spec_of(self.weights, name).shape for name in self.weights}
+        try:
+            return transformer_parts(transformer_config(shapes))
+        except FileError:
+            return {}
 
     def parameters(self) -> Mapping[str, Tensor]:
         """As a Denoiser's."""
@@ -51,19 +68,32 @@ def open_base(path: str | os.PathLike[str]) -> Base:
     path = Path(path)
     if path.is_dir():
         config, weights = read_unet_folder(path)
-        return Base(_architecture(config), config, weights, markers_of(_scheduler(path)))
+        return _base(config, weights, markers_of(_scheduler(path)))
     header = read_header(path)
     weights = unet_names(file_tensors(header))
     if not weights:
         raise FileError(f"{path} holds no UNet, so it cannot be the base for an erasure")
     try:
-        config = json.loads(header.metadata.get(Key.UNET_CONFIG, "null")) or unet_config(
-            {name: spec.shape for name, spec in weights.specs.items()}
-        )
+        shapes = {name: spec.shape for name, spec in weights.specs.items()}
+        read = transformer_config if _FIRST_BLOCKS & shapes.keys() else unet_config
+        config = json.loads(header.metadata.get(Key.UNET_CONFIG, "null")) or read(shapes)
     except (ValueError, FileError) as error:
         raise FileError(f"{path} cannot be the base for an erasure: {error}") from error
     found = tuple(mark for mark in MARKERS if any(n.endswith(mark) for n in header.tensors))
-    return Base(_architecture(config), config, weights, found)
+    weights = renamed(weights, {plain(name): name for name in weights})
+    return _base(config, weights, found)
+
+
+_FIRST_BLOCKS = {
+    "joint_blocks.0.x_block.attn.qkv.weight",
+    "double_blocks.0.img_attn.qkv.weight",
+}
+
+
+def _base(config: Mapping[str, Any], weights: LazyTensors, markers: tuple[str, ...]) -> Base:
+    tables = renamed(weights, {name: name for name in weights if name == POS_EMBED})
+    own = renamed(weights, {name: name for name in weights if name != POS_EMBED})
+    return Base(_architecture(config), config, own, markers, tables)
 
 
 def markers_of(scheduler: Mapping[str, Any]) -> tuple[str, ...]:
@@ -74,6 +104,8 @@ def markers_of(scheduler: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _architecture(config: Mapping[str, Any]) -> Architecture:
+    if is_transformer(config):
+        return TRANSFORMERS[config["_class_name"]].architecture
     return like(config.get("cross_attention_dim") or 0, bool(config.get("addition_embed_type")))
 
 

@@ -1,8 +1,8 @@
-"""UNets and erasures under diffusers' names.
+"""Networks and erasures under diffusers' names.
 
-A folder as UNet2DConditionModel.save_pretrained writes it; and the official code's file, which
-holds the erased model's absolute weights of the trained layers (`esd-*.safetensors`, loaded with
-`unet.load_state_dict(..., strict=False)`).
+A folder as a UNet's or a transformer's save_pretrained writes it; and the official code's file,
+which holds the erased model's absolute weights of the trained layers (`esd-*.safetensors`, loaded
+with `unet.load_state_dict(..., strict=False)`).
 """
 
 import json
@@ -15,15 +15,18 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 
 from ..errors import ESDError, FileError
-from ..models.keys import diffusers_to_canonical
+from ..models.parts import Part
 from ..storage.lazy import LazyTensors, renamed
 from ..storage.output import flush, output_folder
 from ..storage.reading import file_tensors, read_header
 from ..storage.writing import write_into, write_safetensors
+from .parts import in_parts, joined, parts_of
 
 CONFIG_FILE = "config.json"
 WEIGHTS_STEM = "diffusion_pytorch_model"
 INDEX_FILE = f"{WEIGHTS_STEM}.safetensors.index.json"
+_NETWORKS = ("unet", "transformer")
+"""Their folders in a pipeline's."""
 SHARD_SIZE = 5_000_000_000  # bytes of tensors in a file, at most
 
 
@@ -34,15 +37,16 @@ def write_unet_folder(
     force: bool = False,
     shard_size: int = SHARD_SIZE,
 ) -> None:
-    """Write weights, by canonical names, so that UNet2DConditionModel.from_pretrained loads them.
+    """Write weights, by canonical names, so that the class's from_pretrained loads them.
 
-    config: that of their UNet2DConditionModel. One tensor at a time is in memory.
+    config: that of their UNet or transformer. One tensor at a time is in memory.
     Raises FileError if config does not fit the weights, if the folder exists (with `force`, if it
-    holds anything but a UNet), or if it cannot be written.
+    holds anything but a network), or if it cannot be written.
     """
-    names = diffusers_to_canonical(config)
-    _check_config_fits(names, weights)
-    specs: dict[str, Any] = dict(renamed(weights, names).specs)
+    parts = parts_of(config)
+    _check_config_fits(parts, weights)
+    tensors = in_parts(weights, parts)
+    specs: dict[str, Any] = dict(tensors.specs)
     split = split_state_dict_into_shards_factory(
         specs,
         get_storage_size=lambda spec: spec.size,
@@ -53,7 +57,7 @@ def write_unet_folder(
     with output_folder(folder, total, force, _is_of_a_unet_folder) as inside:
         for file_name, shard in split.filename_to_tensors.items():
             with (inside / file_name).open("xb") as file:
-                write_into(file, renamed(weights, {n: names[n] for n in shard}), {"format": "pt"})
+                write_into(file, renamed(tensors, {n: n for n in shard}), {"format": "pt"})
                 flush(file)
         if split.is_sharded:
             index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
@@ -72,23 +76,22 @@ def write_official(
 
     Raises FileError as `write_unet_folder`.
     """
-    known = diffusers_to_canonical(config)
-    names = {name: canonical for name, canonical in known.items() if canonical in weights}
-    _check_config_fits(names, weights)
-    write_safetensors(path, renamed(weights, names), metadata or {"format": "pt"}, force)
+    parts = {name: part for name, part in parts_of(config).items() if name in weights}
+    _check_config_fits(parts, weights)
+    write_safetensors(path, in_parts(weights, parts), metadata or {"format": "pt"}, force)
 
 
 def read_unet_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], LazyTensors]:
-    """Config, and tensors by canonical name, of a UNet2DConditionModel's folder, sharded or not,
-    or of the one in a pipeline's.
+    """Config, and tensors by canonical name, of the folder of a UNet or transformer, sharded or
+    not, or of the one in a pipeline's.
 
     Raises FileError if it holds none, or a damaged one.
     """
     folder = Path(folder)
-    folder = folder / "unet" if (folder / "unet").is_dir() else folder
+    folder = next((folder / name for name in _NETWORKS if (folder / name).is_dir()), folder)
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        names = diffusers_to_canonical(config)
+        parts = parts_of(config)
     except FileNotFoundError as error:
         raise FileError(f"{folder} is not the folder of a UNet: it lacks {CONFIG_FILE}") from error
     except (OSError, ValueError, TypeError, AttributeError, KeyError, ESDError) as error:
@@ -97,16 +100,15 @@ def read_unet_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], La
     for file in _weight_files(folder):
         tensors = file_tensors(read_header(file))
         owners |= dict.fromkeys(tensors, tensors)
-    unexpected = names.keys() ^ owners.keys()
+    names = {own for part in parts.values() for own in part.rows}
+    unexpected = names ^ owners.keys()
     if unexpected:
         raise FileError(
             f"{folder} is damaged: {min(unexpected)} is only in its config or only in its weights "
             f"({len(unexpected)} such tensors)"
         )
     specs = {name: owners[name].specs[name] for name in names}
-    return config, renamed(
-        LazyTensors(specs, lambda name: owners[name][name]), {c: d for d, c in names.items()}
-    )
+    return config, joined(LazyTensors(specs, lambda name: owners[name][name]), parts)
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -121,8 +123,8 @@ def _weight_files(folder: Path) -> list[Path]:
     return shards or others[:1]
 
 
-def _check_config_fits(names: Mapping[str, str], base: Mapping[str, Tensor]) -> None:
-    unexpected = set(names.values()) ^ set(base)
+def _check_config_fits(parts: Mapping[str, Part], base: Mapping[str, Tensor]) -> None:
+    unexpected = parts.keys() ^ set(base)
     if unexpected:
         raise FileError(
             f"the model's config does not fit its UNet: {min(unexpected)} is only in one of "
@@ -133,7 +135,7 @@ def _check_config_fits(names: Mapping[str, str], base: Mapping[str, Tensor]) -> 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config as save_pretrained writes it: none of the entries that only live in memory."""
     plain = {key: value for key, value in config.items() if not key.startswith("_")}
-    plain["_class_name"] = "UNet2DConditionModel"
+    plain["_class_name"] = config.get("_class_name", "UNet2DConditionModel")
     if "_diffusers_version" in config:
         plain["_diffusers_version"] = config["_diffusers_version"]
     return plain

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ESDError
-from ..storage.lazy import LazyTensors, Spec, spec_of
+from ..models.architectures import SD3
+from ..models.transformer_keys import is_transformer
+from ..storage.lazy import LazyTensors, Spec, renamed, spec_of, union
 from .apply import summed
 from .base import Base
 from .diffusers import plain_config, write_official, write_unet_folder
@@ -20,6 +22,7 @@ from .formats import DIFFUSERS, ERASURE, FORMATS, LORA, OFFICIAL, UNET
 from .lora import ALPHA, DOWN, UP, low_rank, write_lora
 from .metadata import Key
 from .native import write_erasure
+from .parts import parts_of
 from .unet import write_unet
 
 _KEPT = ("esd.", "modelspec.", "ss_base", Key.WORDS, Key.COVERS)
@@ -62,10 +65,11 @@ def export(
     if form == LORA:
         architecture = base.architecture.name if base else erasure.architecture
         lora = low_rank(delta, rank, energy)
-        write_lora(path, lora, architecture, metadata, dtype, force)
+        parts = parts_of(base.config) if base and base.architecture is SD3 and base.config else {}
+        write_lora(path, lora, architecture, metadata, dtype, force, parts)
         return str(lora)
     assert base
-    if not base.config and form in (DIFFUSERS, OFFICIAL):
+    if form in (DIFFUSERS, OFFICIAL) and not _is_named(base, form):
         raise ESDError(
             f"{FORMATS[form].title} cannot be written of {base.architecture.title}: take the "
             "format erasure, LoRA or UNet"
@@ -73,14 +77,24 @@ def export(
     if form == UNET:
         if base.config:
             metadata[Key.UNET_CONFIG] = json.dumps(plain_config(base.config), sort_keys=True)
-        weights = summed(base.weights, delta, dtype)
-        write_unet(path, weights, metadata, base.prediction_markers, force)
+        write_unet(path, _whole(base, delta, dtype), metadata, base.prediction_markers, force)
     elif form == DIFFUSERS:
-        write_unet_folder(path, base.config, summed(base.weights, delta, dtype), force)
+        write_unet_folder(path, base.config, _whole(base, delta, dtype), force)
     else:
         weights = summed(base.weights, delta, dtype, delta)
         write_official(path, base.config, weights, metadata, force)
     return ""
+
+
+def _is_named(base: Base, form: str) -> bool:
+    """Whether it has names in that format: the official code reads no transformers here."""
+    return bool(base.config) and (form == DIFFUSERS or not is_transformer(base.config))
+
+
+def _whole(base: Base, delta: Mapping[str, Tensor], dtype: torch.dtype) -> LazyTensors:
+    """All that a file of the erased model holds."""
+    weights = summed(base.weights, delta, dtype)
+    return union(weights, renamed(base.tables, {name: name for name in base.tables}))
 
 
 def official_name(metadata: Mapping[str, str]) -> str:

@@ -1,8 +1,10 @@
 """A change of weights as a LoRA of low rank, for every loader there is.
 
 Names are kohya's, `lora_unet_<path>` with underscores: LDM's paths for SDXL, diffusers' for SD 1.x
-and 2.x. The factors are those of the singular value decomposition, which is the nearest matrix of
-a rank (Eckart and Young 1936); a convolution is the matrix [out, in * kernel].
+and 2.x. Of transformers they are ComfyUI's paths, which diffusers' pipelines read for FLUX.1; for
+SD3 they read their own names alone, which ComfyUI reads too. The factors are those of the singular
+value decomposition, which is the nearest matrix of a rank (Eckart and Young 1936); a convolution is
+the matrix [out, in * kernel].
 """
 
 import json
@@ -16,6 +18,7 @@ from torch import Tensor
 from ..errors import FileError
 from ..models.architectures import ARCHITECTURES, SD1
 from ..models.keys import canonical_to_diffusers
+from ..models.parts import Part
 from ..storage.writing import write_safetensors
 from .finite import to_write
 from .metadata import Key
@@ -86,8 +89,9 @@ def write_lora(
     metadata: Mapping[str, str],
     dtype: torch.dtype,
     force: bool = False,
+    parts: Mapping[str, Part] | None = None,
 ) -> None:
-    """Write it under kohya's names.
+    """Write it under kohya's names, or those of diffusers where `parts` says them.
 
     Loaders scale by alpha / rank. alpha is the largest rank in every layer, and smaller layers'
     factors make up for it: diffusers forgets the alphas of attention layers that differ.
@@ -95,8 +99,11 @@ def write_lora(
     metadata: copied, without `esd.format`: the file is not an erasure's.
     Raises FileError as `write_safetensors`.
     """
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for layer, (up, down) in lora.factors.items():
+        if parts:
+            tensors |= _named_by_parts(parts[f"{layer}.weight"], up.to(dtype), down.to(dtype))
+            continue
         stem = kohya_name(layer, architecture)
         share = (len(down) / lora.rank) ** 0.5
         for part, factor in ((UP, up), (DOWN, down)):
@@ -114,6 +121,16 @@ def write_lora(
         "ss_v2": str(ARCHITECTURES.get(architecture, SD1).is_v2),
     }
     write_safetensors(path, tensors, about, force)
+
+
+def _named_by_parts(part: Part, up: Tensor, down: Tensor) -> dict[str, Tensor]:
+    """As diffusers' pipelines of transformers have it, whose scale is 1 without an alpha."""
+    found = {}
+    for name, rows in part.cut(up).items():
+        stem = f"transformer.{name.removesuffix('.weight')}"
+        found[f"{stem}.lora_A.weight"] = to_write(stem, down)
+        found[f"{stem}.lora_B.weight"] = to_write(stem, rows.contiguous())
+    return found
 
 
 def kohya_name(layer: str, architecture: str) -> str:

@@ -14,8 +14,11 @@ from torch import Tensor
 
 from ..errors import FileError
 from ..models.keys import DIFFUSERS_PARTS, PREFIX, diffusers_to_canonical
+from ..models.parts import Part
 from ..models.structure import architecture_of
-from ..storage.lazy import LazyTensors, Spec, renamed, spec_of
+from ..models.transformer_keys import POS_EMBED, is_transformer
+from ..models.transformer_structure import plain
+from ..storage.lazy import LazyTensors, Spec, renamed, spec_of, union
 from ..storage.reading import Header, file_tensors, mapped_tensors, read_header
 from .adapters import (
     check_tensors,
@@ -23,6 +26,7 @@ from .adapters import (
     is_of_text,
     modules,
     part_of,
+    parts_by_module,
     with_alphas,
 )
 from .apply import check_architecture
@@ -43,6 +47,7 @@ from .formats import (
 )
 from .lora import UP
 from .metadata import FORMAT, Key
+from .parts import joined_changes
 from .unet import MARKERS, unet_names
 
 _UNET_STEM = {"conv_in.weight", "conv_out.weight", "time_embedding.linear_1.weight"}
@@ -92,24 +97,46 @@ class Source:
 
     def _renamed(self, base: Base) -> LazyTensors:
         """Changes, by canonical names."""
-        known = modules(base.config, base.weights)
-        names = {}
+        known, parts = modules(base.config, base.weights), base.parts()
+        theirs = parts_by_module(parts)
+        names: dict[str, str] = {}
+        partial: dict[str, str] = {}
         for name in self.tensors:
             module, part = part_of(name) or (name, "")
+            if module in theirs and module not in known:
+                partial[theirs[module] + part] = name
+                continue
             if module not in known and not module.startswith(PREFIX):
                 raise FileError(
                     f"{self.path.name} changes {module}, which this model does not have"
                 )
             names[known.get(module, module.removeprefix(PREFIX)) + part] = name
-        return renamed(self.tensors, names)
+        own = renamed(self.tensors, names)
+        if not partial:
+            return own
+        change = Erasure(renamed(self.tensors, partial), {}).change()
+        return union(own, self._joined(change, parts, base.weights))
+
+    def _joined(
+        self, change: LazyTensors, parts: Mapping[str, Part], weights: Mapping[str, Tensor]
+    ) -> LazyTensors:
+        """Changes of diffusers' tensors as changes of those that they are parts of."""
+        try:
+            return joined_changes(change, parts, weights)
+        except ValueError as error:
+            raise FileError(
+                f"{self.path.name} was made for another model: {error} has another shape here"
+            ) from error
 
     def _difference(self, base: Base) -> LazyTensors:
         """file - base in float32; of a whole UNet only what it has changed."""
-        known = diffusers_to_canonical(base.config) if base.config else {}
+        is_unet = base.config and not is_transformer(base.config)
+        known = diffusers_to_canonical(base.config) if is_unet else {}
+        names = {plain(name): name for name in base.weights}
         specs: dict[str, Spec] = {}
         sources: dict[str, tuple[str, str]] = {}
         for name, tensor in self.tensors.items():
-            canonical = known.get(name, name)
+            canonical = known.get(name, names.get(plain(name), name))
             if (
                 canonical not in base.weights
                 or tensor.shape != spec_of(base.weights, canonical).shape
@@ -146,7 +173,9 @@ def open_source(path: Path, mapped: bool = False) -> Source:
         FileError: it is missing or damaged, holds NaN or infinity, or nothing of a UNet.
     """
     if path.is_dir():
-        return Source(path, DIFFUSERS, read_unet_folder(path)[1], {})
+        weights = read_unet_folder(path)[1]
+        own = renamed(weights, {name: name for name in weights if name != POS_EMBED})
+        return Source(path, DIFFUSERS, own, {})
     header = read_header(path)
     checked_metadata(path, header.metadata)
     return _of_changes(header, mapped) or _of_weights(header)
@@ -183,10 +212,11 @@ def is_official(names: Iterable[str]) -> bool:
 
 def _of_weights(header: Header) -> Source:
     tensors = file_tensors(header)
-    unet = unet_names(tensors)
-    if unet:
+    found = unet_names(tensors)
+    if found:
+        unet = renamed(found, {name: name for name in found if name != POS_EMBED})
         markers = [name for name in tensors if name.rpartition(".")[2] in MARKERS]
-        others = len(tensors) - len(unet) - len(markers)
+        others = len(tensors) - len(found) - len(markers)
         kind = CHECKPOINT if others else UNET
         return Source(header.path, kind, unet, header.metadata, others)
     names = {name.removeprefix("unet."): name for name in tensors}

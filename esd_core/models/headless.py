@@ -104,6 +104,15 @@ class Headless(ABC):
         return self.latents.decode(latents)
 
     @property
+    def is_guided(self) -> bool:
+        """Whether guidance is an input of the network, as of distilled ones."""
+        return bool(self.network.config.get("guidance_embeds"))
+
+    def tables(self) -> dict[str, Tensor]:
+        """What a file of the network holds beside its parameters, by canonical name."""
+        return {}
+
+    @property
     def config(self) -> dict[str, Any]:
         """Of the network, with its class, as diffusers writes it."""
         return {**self.network.config, "_class_name": type(self.network).__name__}

@@ -16,7 +16,8 @@ class Part:
     """What one canonical tensor is made of.
 
     Attributes:
-        rows: diffusers' tensors whose rows, so many of each, follow one another in it.
+        rows: diffusers' tensors whose rows, so many of each where there are several, follow one
+            another in it.
         is_swapped: whether its two halves, shift and scale, lie the other way round in the one.
     """
 
@@ -37,8 +38,8 @@ class Part:
 
     def cut(self, tensor: Tensor) -> dict[str, Tensor]:
         """diffusers' tensors of the canonical one, of which they are views unless swapped."""
-        if self.is_swapped:
-            tensor = _swapped(tensor)
+        if len(self.rows) == 1:
+            return {next(iter(self.rows)): _swapped(tensor) if self.is_swapped else tensor}
         return {name: tensor[rows] for name, rows in self._slices().items()}
 
     def weights(self, weight: Weight) -> dict[str, Weight]:

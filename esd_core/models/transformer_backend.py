@@ -20,7 +20,7 @@ from .prediction import Flow
 from .swap import Weight, replaced, slots_of
 from .texts import Texts, flux_texts, sd3_texts
 from .transformer import kind_of
-from .transformer_keys import transformer_parts
+from .transformer_keys import POS_EMBED, transformer_parts
 
 
 class TransformerDenoiser(Headless):
@@ -54,8 +54,7 @@ class TransformerDenoiser(Headless):
         from then on: they are there once, and a student of the one is a student of all."""
         self.network, self._slots = network, slots_of(network)
         own = dict(network.named_parameters())
-        shapes = {name: tensor.shape for name, tensor in own.items()}
-        self._parts = transformer_parts(self.config, shapes)
+        self._parts = transformer_parts(self.config)
         self._teacher: dict[str, Tensor] = {}
         for name, part in self._parts.items():
             whole = part.joined(own)
@@ -67,6 +66,10 @@ class TransformerDenoiser(Headless):
 
     def parameters(self) -> Mapping[str, Tensor]:
         return self._teacher
+
+    def tables(self) -> dict[str, Tensor]:
+        own = dict(self.network.named_buffers())
+        return {POS_EMBED: own[_POSITIONS]} if _POSITIONS in own else {}
 
     def swapped(self, tensors: Mapping[str, Weight]) -> AbstractContextManager[None]:
         given: dict[str, Weight] = {}
@@ -94,7 +97,7 @@ class TransformerDenoiser(Headless):
 
     def _encode(self, prompts: Sequence[str], width: int, height: int) -> Conditioning:
         rows = self._texts(prompts).map(lambda part: part.to(self.device, self.compute_dtype))
-        if not self.network.config.get("guidance_embeds"):
+        if not self.is_guided:
             return rows
         guidance = torch.full((len(prompts),), TARGET_GUIDANCE, device=self.device)
         return replace(rows, guidance=guidance)
@@ -103,6 +106,9 @@ class TransformerDenoiser(Headless):
         noisy = x.to(self.compute_dtype)
         velocity = self._kind.velocity(self.network, noisy, sigma, conditioning)
         return self.prediction.direction(velocity.float(), x, sigma)
+
+
+_POSITIONS = "pos_embed.pos_embed"
 
 
 def _frozen(tensor: Tensor) -> nn.Parameter:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ..errors import ESDError
 from .parts import Part
 
 Module = tuple[str, tuple[str, ...], str]
@@ -30,28 +31,43 @@ POS_EMBED = "pos_embed"
 """SD3's table of positions, which is no parameter, and is in the files of whole models."""
 
 
-def transformer_parts(
-    config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]
-) -> dict[str, Part]:
+def transformer_parts(config: Mapping[str, Any]) -> dict[str, Part]:
     """Every canonical parameter of the transformer with this config, in model order.
 
-    Args:
-        config: diffusers' own, with `_class_name`.
-        shapes: of its parameters, by diffusers' names; KeyError where one is missing.
+    config: diffusers' own, with `_class_name`.
     """
-    modules = _MODULES[config["_class_name"]](config)
+    width = config["num_attention_heads"] * config["attention_head_dim"]
     return {
         f"{path}.{ours}": Part(
-            {f"{own}.{theirs}": shapes[f"{own}.{theirs}"][0] for own in paths}, kind == _SWAPPED
+            {f"{own}.{theirs}": _rows(own, width) for own in paths}, kind == _SWAPPED
         )
-        for path, paths, kind in modules
+        for path, paths, kind in _MODULES[config["_class_name"]](config)
         for ours, theirs in _LEAVES[kind]
     }
+
+
+def _rows(path: str, width: int) -> int:
+    """Of a layer that may be a part of another."""
+    return _MLP * width if path.endswith(".proj_mlp") else width
+
+
+_MLP = 4
+"""Times a model's width, within its MLPs."""
 
 
 def is_transformer(config: Mapping[str, Any]) -> bool:
     """Whether its names are known here."""
     return config.get("_class_name") in _MODULES
+
+
+def _blocks(config: Mapping[str, Any], key: str) -> range:
+    """Their numbers; a damaged config may name any count."""
+    if not 0 < config[key] <= _MOST:
+        raise ESDError(f"this transformer's config has {key}={config[key]!r}")
+    return range(config[key])
+
+
+_MOST = 1000
 
 
 def _linear(path: str, *paths: str) -> Module:
@@ -81,7 +97,7 @@ def _sd3(config: Mapping[str, Any]) -> Iterator[Module]:
     yield from _embedder("t_embedder", ("mlp.0", "mlp.2"), "timestep")
     yield from _embedder("y_embedder", ("mlp.0", "mlp.2"), "text")
     yield _linear("context_embedder", "context_embedder")
-    for i in range(config["num_layers"]):
+    for i in _blocks(config, "num_layers"):
         yield from _sd3_block(config, i)
     yield _linear("final_layer.linear", "proj_out")
     yield "final_layer.adaLN_modulation.1", ("norm_out.linear",), _SWAPPED
@@ -124,12 +140,12 @@ def _flux(config: Mapping[str, Any]) -> Iterator[Module]:
     if config.get("guidance_embeds"):
         yield from _embedder("guidance_in", layers, "guidance")
     yield _linear("txt_in", "context_embedder")
-    for i in range(config["num_layers"]):
+    for i in _blocks(config, "num_layers"):
         ours, theirs = f"double_blocks.{i}", f"transformer_blocks.{i}"
         yield from _flux_stream(f"{ours}.img", theirs, ("norm1", "norm_", "to_out.0", "ff"))
         text = ("norm1_context", "norm_added_", "to_add_out", "ff_context")
         yield from _flux_stream(f"{ours}.txt", theirs, text)
-    for i in range(config["num_single_layers"]):
+    for i in _blocks(config, "num_single_layers"):
         yield from _flux_single(f"single_blocks.{i}", f"single_transformer_blocks.{i}")
     yield _linear("final_layer.linear", "proj_out")
     yield "final_layer.adaLN_modulation.1", ("norm_out.linear",), _SWAPPED

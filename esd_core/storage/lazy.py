@@ -53,6 +53,12 @@ def spec_of(tensors: Mapping[str, Tensor], name: str) -> Spec:
     return Spec(tensors[name].dtype, tuple(tensors[name].shape))
 
 
+def union(first: LazyTensors, second: LazyTensors) -> LazyTensors:
+    """All of both, under their names."""
+    specs = {**first.specs, **second.specs}
+    return LazyTensors(specs, lambda name: (second if name in second else first)[name])
+
+
 def renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> LazyTensors:
     """The same tensors under other names. names: new name -> the one in `tensors`."""
     specs = {new: spec_of(tensors, old) for new, old in names.items()}

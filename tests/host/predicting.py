@@ -1,8 +1,10 @@
-"""Runs in ComfyUI's own process: what a transformer's file predicts there, for test_names.py.
+"""Runs in ComfyUI's own process: what transformers' files predict there, for test_names.py.
 
-    python predicting.py COMFYUI PACK REQUEST.safetensors ANSWER.safetensors
+    python predicting.py COMFYUI PACK FOLDER...
 
-The request holds x, sigma and the parts of a conditioning, and in its metadata the file's path.
+A folder holds request.safetensors (x, sigma and the parts of a conditioning), weights.safetensors
+and files of changes, *.change. Into answer.safetensors go parameters and predictions: "plain", and
+with each change by the stock loader and by ours.
 """
 
 import sys
@@ -10,28 +12,41 @@ from pathlib import Path
 
 from host_process import enter
 
-comfyui, pack, request, answer = map(Path, sys.argv[1:])
+comfyui, pack, *folders = map(Path, sys.argv[1:])
 enter(comfyui, pack)
 
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 from esd_pack.esd_core.models.denoiser import Conditioning  # noqa: E402
-from esd_pack.nodes.host import session  # noqa: E402
+from esd_pack.nodes.host import erased, session  # noqa: E402
 from esd_pack.nodes.host.denoiser import HostDenoiser  # noqa: E402
-from safetensors import safe_open  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
-with safe_open(request, "pt") as file:
-    asked = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    path = file.metadata()["path"]
 
-with torch.inference_mode():
-    model = comfy.sd.load_diffusion_model(path, model_options={"dtype": torch.float32})
+def predicted(model, asked):
     with session.borrowed(model) as own, torch.no_grad():
         denoiser = HostDenoiser(own, None)
-        x, sigma = asked.pop("x"), asked.pop("sigma")
-        found = {"prediction": denoiser.predict(x, sigma, Conditioning(**asked))}
-        found |= {f"parameters.{name}": p for name, p in denoiser.parameters().items()}
+        given = {name: value for name, value in asked.items() if name not in ("x", "sigma")}
+        return denoiser.predict(asked["x"], asked["sigma"], Conditioning(**given))
 
-found = {name: tensor.detach().contiguous().clone() for name, tensor in found.items()}
-save_file(found, answer, {"architecture": denoiser.architecture.name})
+
+def answered(folder):
+    asked = load_file(folder / "request.safetensors")
+    options = {"dtype": torch.float32}
+    model = comfy.sd.load_diffusion_model(str(folder / "weights.safetensors"), options)
+    found = {f"parameters.{n}": p for n, p in model.model.diffusion_model.named_parameters()}
+    found = {name: tensor.detach().clone() for name, tensor in found.items()}
+    found["plain"] = predicted(model, asked)
+    for path in folder.glob("*.change"):
+        change = load_file(path)
+        stock, _ = comfy.sd.load_lora_for_models(model, None, change, 1.0, 0.0)
+        found[f"stock.{path.stem}"] = predicted(stock, asked)
+        found[f"own.{path.stem}"] = predicted(erased.load(model, path, 1.0).model, asked)
+    return found
+
+
+for folder in folders:
+    with torch.inference_mode():
+        found = answered(folder)
+    found = {name: tensor.detach().contiguous().clone() for name, tensor in found.items()}
+    save_file(found, folder / "answer.safetensors")

@@ -4,12 +4,17 @@ import pytest
 import torch
 from comfy_server import in_host
 from pipelines import flux_pipeline, sd3_pipeline
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from esd_core.files.apply import applied
+from esd_core.files.base import Base
+from esd_core.files.erasure import Erasure, key_of
+from esd_core.files.export import export
+from esd_core.files.formats import ERASURE, LORA, UNET
+from esd_core.files.open import open_source
 from esd_core.models.denoiser import Conditioning
 from esd_core.models.loading import denoiser_of
-from esd_core.models.transformer_keys import POS_EMBED
+from esd_core.training.selection import select
 
 PIPELINES = {
     "sd3": sd3_pipeline,
@@ -17,24 +22,35 @@ PIPELINES = {
     "flux": flux_pipeline,
     "schnell": lambda: flux_pipeline(guided=False),
 }
+CHANGES = (ERASURE, LORA)
 
 
-@pytest.fixture(scope="module", params=PIPELINES)
-def here(request):
-    return denoiser_of(PIPELINES[request.param]())
+def base_of(denoiser):
+    config, weights = denoiser.config, denoiser.parameters()
+    return Base(denoiser.architecture, config, weights, tables=denoiser.tables())
 
 
-@pytest.fixture(scope="module")
-def asked(here):
+def changed(denoiser):
+    """Everything that esd-all trains, by a change of rank 4."""
+    generator, tensors = torch.Generator().manual_seed(1), {}
+    for name in select("esd-all", denoiser.parameters(), denoiser.architecture):
+        shape = denoiser.parameters()[name].shape
+        if len(shape) == 2:
+            up, down = (torch.randn(edge, 4, generator=generator) for edge in shape)
+            tensors[key_of(name)] = 0.1 * up @ down.T / shape[1] ** 0.5
+    return Erasure(tensors, {})
+
+
+def asked_of(denoiser):
     """Of the core's own arguments, by name: text is made up."""
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*shape):
         return torch.randn(shape, generator=generator)
 
-    config = here.network.config
+    config = denoiser.network.config
     found = {
-        "x": drawn(2, *here.latent_shape(128, 64)),
+        "x": drawn(2, *denoiser.latent_shape(128, 64)),
         "sigma": torch.tensor([0.25, 0.875]),
         "context": drawn(2, 9, config.joint_attention_dim),
         "pooled": drawn(2, config.pooled_projection_dim),
@@ -45,38 +61,60 @@ def asked(here):
 
 
 @pytest.fixture(scope="module")
-def there(here, asked, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("names")
-    weights = {f"model.diffusion_model.{n}": t for n, t in here.parameters().items()}
-    if hasattr(here.network.pos_embed, "pos_embed"):  # SD3's table of positions is no parameter
-        weights[f"model.diffusion_model.{POS_EMBED}"] = here.network.pos_embed.pos_embed
-    save_file({n: t.contiguous() for n, t in weights.items()}, folder / "weights.safetensors")
-    request, answer = folder / "asked.safetensors", folder / "answer.safetensors"
-    save_file(asked, request, {"path": str(folder / "weights.safetensors")})
-    in_host("predicting.py", request, answer)
-    with safe_open(answer, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return tensors, file.metadata()
+def pairs(tmp_path_factory):
+    """By name: a denoiser, what it is asked, the folder of its files, and ComfyUI's answers."""
+    found = {}
+    for name, make in PIPELINES.items():
+        folder, denoiser = tmp_path_factory.mktemp(name), denoiser_of(make())
+        base, asked, nothing = base_of(denoiser), asked_of(denoiser), Erasure({}, {})
+        save_file(asked, folder / "request.safetensors")
+        export(UNET, folder / "weights.safetensors", nothing, base, dtype=torch.float32)
+        for form in CHANGES:
+            path = folder / f"{form}.change"
+            export(form, path, changed(denoiser), base, dtype=torch.float32, rank=4)
+        found[name] = denoiser, asked, folder
+    in_host("predicting.py", *(folder for _, _, folder in found.values()))
+    return {n: (*v, load_file(v[-1] / "answer.safetensors")) for n, v in found.items()}
 
 
-def test_the_host_has_the_same_parameters(here, there):
-    tensors, metadata = there
-    assert metadata["architecture"] == here.architecture.name
+def predicted(denoiser, asked):
+    given = {name: value for name, value in asked.items() if name not in ("x", "sigma")}
+    with torch.no_grad():
+        return denoiser.predict(asked["x"], asked["sigma"], Conditioning(**given))
+
+
+def distances(got, expected):
+    return [float((a - b).norm() / b.norm()) for a, b in zip(got, expected, strict=True)]
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_the_host_has_the_same_parameters(pairs, name):
+    denoiser, _, _, answers = pairs[name]
     prefix = "parameters."
-    host = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    host = {n.removeprefix(prefix): t for n, t in answers.items() if n.startswith(prefix)}
     # The host calls FLUX's norms by either of two names, and trains neither.
-    own = {_plain(name): tensor for name, tensor in here.parameters().items()}
-    assert {_plain(name) for name in host} == own.keys()
-    assert all(torch.equal(tensor, own[_plain(name)]) for name, tensor in host.items())
+    own = {_plain(n): tensor for n, tensor in denoiser.parameters().items()}
+    assert {_plain(n) for n in host} == own.keys()
+    assert all(torch.equal(tensor, own[_plain(n)]) for n, tensor in host.items())
 
 
 def _plain(name):
     return name.removesuffix(".scale").removesuffix(".weight") if "_norm." in name else name
 
 
-def test_the_host_predicts_the_same(here, there, asked):
-    given = {name: value for name, value in asked.items() if name not in ("x", "sigma")}
-    with torch.no_grad():
-        own = here.predict(asked["x"], asked["sigma"], Conditioning(**given))
-    for got, expected in zip(there[0]["prediction"], own, strict=True):
-        assert float((got - expected).norm() / expected.norm()) < 1e-5
+@pytest.mark.parametrize("name", PIPELINES)
+def test_the_host_predicts_the_same(pairs, name):
+    denoiser, asked, _, answers = pairs[name]
+    assert max(distances(answers["plain"], predicted(denoiser, asked))) < 1e-5
+
+
+@pytest.mark.parametrize("form", CHANGES)
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_change_is_the_same_there_by_both_loaders(pairs, name, form):
+    denoiser, asked, folder, answers = pairs[name]
+    erasure = open_source(folder / f"{form}.change").erasure(base_of(denoiser))
+    with applied(denoiser, [(erasure, 1.0)]):
+        expected = predicted(denoiser, asked)
+    assert min(distances(answers["plain"], expected)) > 0.01
+    for loader in ("stock", "own"):
+        assert max(distances(answers[f"{loader}.{form}"], expected)) < 1e-5, loader
