@@ -12,6 +12,7 @@ from .. import pocket
 from ..config.rules import Settings, Text
 from ..config.settings import SIZES
 from ..errors import FileError
+from ..models.architectures import FLUX
 from . import erased, outputs
 from . import model as models
 from .console import pictures, say
@@ -31,7 +32,7 @@ class Sampling(Settings):
     steps: int = Field(20, ge=1, le=1000)
     """Euler steps."""
     guidance: float | None = Field(None, ge=0, le=100)
-    """Classifier-free guidance; by default 3 for pocket, 7 for others."""
+    """Guidance; by default 3 for pocket, 3.5 for FLUX.1 dev, 1 for schnell, 7 for others."""
     width: Annotated[int | None, SIZES] = None
     """In pixels; by default what the model was made for."""
     height: Annotated[int | None, SIZES] = None
@@ -108,9 +109,16 @@ def _rows(arguments: Namespace) -> list[tuple[str, int]]:
 def _sampling(asked: Sampling, model: str, denoiser: Headless) -> dict[str, Any]:
     """How to render, by the names of `render`'s arguments."""
     size = models.native_size(denoiser)
-    guidance = pocket.GUIDANCE if model == models.POCKET else 7.0
+    guidance = pocket.GUIDANCE if model == models.POCKET else _guidance(denoiser)
     defaults = {"guidance": guidance, "width": size, "height": size}
     return defaults | asked.model_dump(exclude_none=True)
+
+
+def _guidance(denoiser: Headless) -> float:
+    """That its publishers draw with."""
+    if denoiser.architecture is not FLUX:
+        return 7.0
+    return 3.5 if denoiser.is_guided else 1.0
 
 
 def _render(

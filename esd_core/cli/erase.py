@@ -66,7 +66,8 @@ def add_settings(parser: ArgumentParser) -> None:
     )
     parser.epilog = (
         "Defaults are those for SDXL. A model has a preset of its own, which lies over them: "
-        "pocket has pocket, SD 1.x and 2.x have sd. --config lies over that, and flags win over "
+        "pocket has pocket, SD 1.x and 2.x have sd, SD 3 has sd3, FLUX.1 has flux or flux-schnell. "
+        "--config lies over that, and flags win over "
         "all."
     )
     for table, title in _GROUPS.items():
@@ -125,14 +126,19 @@ def load_model(arguments: Namespace, asked: Mapping[str, Any]) -> tuple[Headless
     launch.allow_deterministic(asked)
     precision = asked.get("training", {}).get("precision", "auto")
     denoiser = models.load(arguments.model, precision, arguments.device)
-    is_pocket = arguments.model == models.POCKET
-    return denoiser, resolve_config(asked, None if is_pocket else denoiser.architecture)
+    known = None if arguments.model == models.POCKET else denoiser.architecture
+    return denoiser, resolve_config(asked, known, denoiser.is_guided)
 
 
-def resolve_config(asked: Mapping[str, Any], architecture: Architecture | None) -> ErasureConfig:
-    """The settings asked for, over the preset of the architecture, or of pocket for None."""
+def resolve_config(
+    asked: Mapping[str, Any], architecture: Architecture | None, is_guided: bool = True
+) -> ErasureConfig:
+    """The settings asked for, over the preset of the architecture, or of pocket for None.
+
+    is_guided: whether guidance is an input of the network.
+    """
     method = asked.get("method", CONFIG["method"].default)
-    preset = architecture.preset_for(method) if architecture else models.POCKET
+    preset = architecture.preset_for(method, is_guided) if architecture else models.POCKET
     return ErasureConfig.from_mapping(override(load_preset(preset), asked))
 
 

@@ -144,7 +144,8 @@ def _erased(
     from ..training.run import erase
 
     is_pocket = arguments.model == models.POCKET
-    config = _config(entry, None if is_pocket else denoiser.architecture)
+    known = None if is_pocket else denoiser.architecture
+    config = _config(entry, known, denoiser.is_guided)
     if out.exists() and not arguments.force:
         metadata = read_header(out).metadata
         made = metadata.get(Key.DIGEST), metadata.get(Key.FINGERPRINT)
@@ -187,9 +188,9 @@ def read_list(path: str) -> tuple[dict[str, Any], list[Entry]]:
     return common, entries
 
 
-def _config(entry: Entry, architecture: Any) -> ErasureConfig:
+def _config(entry: Entry, architecture: Any, is_guided: bool = True) -> ErasureConfig:
     try:
-        return resolve_config(entry.asked, architecture)
+        return resolve_config(entry.asked, architecture, is_guided)
     except ConfigError as error:
         raise ConfigError(f"{entry.name}: {error}") from error
 

@@ -27,13 +27,21 @@ _LONG |= {Key.UNET_CONFIG, Key.COVERS}
 """Not shown, unless by --config and --json."""
 
 _KINDS = {
+    **dict.fromkeys((".txt.attn.", ".context.block.attn."), "attention of text"),
+    **dict.fromkeys((".img.attn.", ".x.block.attn"), "attention of pictures"),
+    **dict.fromkeys(("modulation.", ".mod.lin."), "modulations"),
+    "single.blocks.": "single blocks",
     ".attn2.": "cross-attention",
     ".attn1.": "self-attention",
-    ".ff.": "feed-forward",
+    **dict.fromkeys((".ff.", ".mlp.", ".img.mlp.", ".txt.mlp."), "feed-forward"),
     ".proj.": "transformer projections",
     "emb": "embeddings",
 }
-_OTHER_KIND = "convolutions"
+_UNET = (
+    *("input.blocks.", "middle.block.", "output.blocks.", "out."),
+    *("down.blocks.", "mid.block.", "up.blocks.", "conv."),
+)
+_UNETS_OTHER, _OTHER = "convolutions", "other layers"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -117,7 +125,8 @@ def _norm(tensors: Mapping[str, Tensor], names: Iterable[str]) -> float:
 def _kind(name: str) -> str:
     """Of a tensor by any of its names: LDM's, diffusers' or kohya's."""
     dotted = name.replace("_", ".")
-    return next((kind for part, kind in _KINDS.items() if part in dotted), _OTHER_KIND)
+    other = _UNETS_OTHER if any(part in dotted for part in _UNET) else _OTHER
+    return next((kind for part, kind in _KINDS.items() if part in dotted), other)
 
 
 def _decoded(key: str, text: str) -> Any:

@@ -29,8 +29,7 @@ class Room:
         # Any prompt will do: all are of one length there.
         one = {"concepts": ["a"], "contexts": [], "width": width, "height": height}
         config = ErasureConfig.from_mapping(one)
-        rehearsal = DryRun(denoiser, config, lambda _: None)
-        self._prediction = rehearsal.evaluation(1, *self._latent)
+        self._rehearsal = DryRun(denoiser, config, lambda _: None)
         self._decoding = _decoding(denoiser)
 
     def side_by_side(self, wanted: int, changes: Sequence[Erasure] = ()) -> int:
@@ -62,7 +61,8 @@ class Room:
         """Bytes: of each its prompt and the negative one are predicted together."""
         from ..models.latents import DECODED
 
-        predicting = self._prediction.peak(2 * pictures, *self._latent)
+        sizes = 2 * pictures, *self._latent
+        predicting = self._rehearsal.evaluation(*sizes).peak(*sizes)
         decoding = self._decoding.peak(min(pictures, DECODED), *self._latent)
         drawn = pictures * 3 * 4 * math.prod(self._pixels)
         return max(predicting, decoding + _upcast(self._denoiser) + drawn)

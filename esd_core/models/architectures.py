@@ -69,8 +69,13 @@ class Architecture:
     def is_unet(self) -> bool:
         return not self.hosts
 
-    def preset_for(self, method: object) -> str:
-        """The preset for that method; one of them too for a word that is not a method's."""
+    def preset_for(self, method: object, is_guided: bool = True) -> str:
+        """The preset for that method; one of them too for a word that is not a method's.
+
+        is_guided: whether guidance is an input of the network.
+        """
+        if self.unguided_preset and not is_guided:
+            return self.unguided_preset
         return self.presets.get(str(method), next(iter(self.presets.values())))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -99,7 +100,8 @@ def _load_pipeline(model: str, dtype: torch.dtype) -> DiffusionPipeline:
             raise FileError(
                 f"{model} is a folder without model_index.json: give a diffusers pipeline folder"
             )
-        return DiffusionPipeline.from_pretrained(model, **quiet)
+        absent = _absent(path) if path.is_dir() else {}
+        return DiffusionPipeline.from_pretrained(model, **quiet, **absent)
     except ESDError:
         raise
     except Exception as error:  # a damaged or foreign model trips the loaders in many ways
@@ -107,6 +109,16 @@ def _load_pipeline(model: str, dtype: torch.dtype) -> DiffusionPipeline:
             f"no model can be loaded from {model}: give pocket, a diffusers folder, a .safetensors "
             f"checkpoint or a hub id ({first_line(error)})"
         ) from error
+
+
+def _absent(folder: Path) -> dict[str, None]:
+    """Parts that a pipeline was saved without, as SD3's often is without T5: the loader has to be
+    told."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    return {name: None for name in _T5 if name in index and None in (index[name] or [None])}
+
+
+_T5 = ("text_encoder_3", "tokenizer_3")
 
 
 def _load_single_file(path: Path, dtype: torch.dtype) -> DiffusionPipeline:

@@ -112,7 +112,7 @@ class DryRun:
         key = config.method, config.training.rank, checkpointing, *sizes
         if key not in self._counts:
             self._tell(_named(config, checkpointing))
-            there = [*self._network.parameters().values(), *masters]
+            there = [*self._there(), *masters]
             with (
                 self._mode,
                 torch.enable_grad(),
@@ -132,11 +132,15 @@ class DryRun:
         sizes = self._rehearsed(sizes)
         if sizes not in self._counts:
             self._tell("a prediction")
-            base = self._network.parameters().values()
-            with self._mode, torch.no_grad(), _Alive(base, is_exact=self._is_exact) as alive:
+            there = self._there()
+            with self._mode, torch.no_grad(), _Alive(there, is_exact=self._is_exact) as alive:
                 self._predict(*sizes)
             self._counts[sizes] = Count(alive.events)
         return self._counts[sizes]
+
+    def _there(self) -> list[Tensor]:
+        """Weights, of which some backends hold a few in another order too."""
+        return [*self._network.network.parameters(), *self._network.parameters().values()]
 
     def _rehearsed(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
         return sizes if self._is_exact else (BATCH, EDGE * LEVELS, EDGE * LEVELS)

@@ -161,6 +161,6 @@ def test_they_follow_no_longer_trajectories_than_the_training(model, settings, s
     """Up to eight steps, as the model is asked for a schedule of."""
     config = settings({"concepts": ["hat"], "trajectory.steps": steps})
     asked, schedule = set(), model.schedule
-    model.schedule = lambda steps: asked.add(steps) or schedule(steps)
+    model.schedule = lambda steps, *size: asked.add(steps) or schedule(steps, *size)
     probes_of(model, config)
     assert asked == {expected}

@@ -162,6 +162,22 @@ def test_the_plan_is_what_a_step_takes():
     assert told["grown"] == pytest.approx(told["needed"], rel=0.15)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(("name", "switch"), [("sd3_pipeline", "off"), ("flux_pipeline", "on")])
+def test_the_plan_is_what_a_transformers_step_takes(name, switch):
+    """Within 15 %."""
+    path = os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, TESTS / "planned_step.py", name, switch],
+        env={**os.environ, "PYTHONPATH": path, "MALLOC_MMAP_THRESHOLD_": "65536"},
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["taken"] == pytest.approx(told["planned"], rel=0.15)
+
+
 def test_an_accelerator_is_not_filled_to_the_brim(small, settings, monkeypatch):
     """What no count of tensors shows is left free there; on the CPU it is the system's to find."""
     assert memory.margin(torch.device("cpu"), 10**10) == 0
