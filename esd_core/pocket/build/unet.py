@@ -9,9 +9,9 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
-from ..captions import Caption, all_captions
 from ..models import build_scheduler, build_unet
-from ..world import LOOKS, OBJECTS, SIZE
+from ..world import SIZE
+from .batches import BATCH, Batches
 from .loop import Course, Loop
 from .pictures import Latents, encode_pictures
 from .text import Towers
@@ -32,9 +32,6 @@ At high noise a UNet's error in a channel's mean is larger than what tells looks
 quiet as these, and sampling carries it on. Trained with noise that has hardly a mean, it takes that
 error for the picture's mean and draws the texture that goes with it, whatever the prompt says.
 """
-_BATCH = 32
-_UNCONDITIONAL = 0.12
-"""How often a picture is trained with the empty prompt."""
 
 
 def train_unet(work: Path, seed: int, vae: AutoencoderKL, towers: Towers) -> UNet2DConditionModel:
@@ -45,30 +42,21 @@ def train_unet(work: Path, seed: int, vae: AutoencoderKL, towers: Towers) -> UNe
     hardly count.
     """
     latents = encode_pictures(work / "latents.safetensors", vae, 7200, seed + 31)
-    scale = _quiet_scale(vae, latents)
-    captions = all_captions()
-    context, pooled = _encode(towers, captions)
-    odds = _odds(captions)
+    batches = Batches(latents, _quiet_scale(vae, latents), towers)
     alphas = build_scheduler().alphas_cumprod
-    time_ids = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]] * _BATCH, dtype=torch.float)
+    time_ids = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]] * BATCH, dtype=torch.float)
     torch.manual_seed(seed)
     unet = build_unet()
 
     def loss_of(rng: np.random.Generator) -> Tensor:
-        rows = torch.from_numpy(rng.integers(0, len(latents.moments), _BATCH))
-        pairs = zip(latents.objects[rows].tolist(), latents.looks[rows].tolist(), strict=True)
-        chosen = torch.tensor([rng.choice(len(captions), p=odds[pair]) for pair in pairs])
-        # Half of the time the pooled text says nothing, so that the tokens alone must suffice.
-        pooled_rows = torch.where(torch.rand(_BATCH) < 0.5, chosen, len(captions) - 1)
-        added = {"text_embeds": pooled[pooled_rows], "time_ids": time_ids}
-        mean, deviation = (scale * latents.moments[rows]).chunk(2, 1)
-        clean = mean + deviation * torch.randn_like(mean)
+        batch = batches.draw(rng)
+        clean, added = batch.latents, {"text_embeds": batch.pooled, "time_ids": time_ids}
         # Quiet latents come out of the noise late: half of the steps lie in the last quarter.
-        steps = (len(alphas) * torch.rand(_BATCH).square()).long()
+        steps = (len(alphas) * torch.rand(BATCH).square()).long()
         alpha = alphas[steps].view(-1, 1, 1, 1)
         noise = torch.randn_like(clean) + OFFSET * torch.randn(*clean.shape[:2], 1, 1)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-        guess = unet(noisy, steps, context[chosen], added_cond_kwargs=added).sample
+        guess = unet(noisy, steps, batch.context, added_cond_kwargs=added).sample
         return ((guess - noise).square().mean((1, 2, 3)) * _min_snr(alphas[steps])).mean()
 
     Loop(unet, work / "unet.safetensors", COURSE).run(loss_of)
@@ -84,28 +72,3 @@ def _quiet_scale(vae: AutoencoderKL, latents: Latents) -> float:
 def _min_snr(alpha: Tensor, gamma: float = 5.0) -> Tensor:
     ratio = QUIET**2 * alpha / (1 - alpha)
     return ratio.clamp(max=gamma) / ratio
-
-
-@torch.no_grad()
-def _encode(towers: Towers, captions: tuple[Caption, ...]) -> tuple[Tensor, Tensor]:
-    """Context [N, 77, C] and pooled [N, P] of all captions."""
-    prompts = [caption.prompt for caption in captions]
-    parts = [towers(prompts[start : start + 64]) for start in range(0, len(prompts), 64)]
-    context, pooled = (torch.cat(column) for column in zip(*parts, strict=True))
-    return context, pooled
-
-
-def _odds(captions: tuple[Caption, ...]) -> dict[tuple[int, int], np.ndarray]:
-    """For each (object, look) how often each caption goes with a picture of it, [captions].
-
-    The last caption is the empty prompt. One that names both is taken six times as often as one
-    that leaves either open.
-    """
-    table = {}
-    for o, name in enumerate(OBJECTS):
-        for k, look in enumerate(LOOKS):
-            fits = np.array([name in c.objects and look in c.looks for c in captions[:-1]], float)
-            exact = np.array([len(c.objects) == len(c.looks) == 1 for c in captions[:-1]])
-            weights = fits * np.where(exact, 6.0, 1.0)
-            table[o, k] = np.append(weights / weights.sum() * (1 - _UNCONDITIONAL), _UNCONDITIONAL)
-    return table
