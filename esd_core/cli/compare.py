@@ -13,6 +13,7 @@ from ..config.rules import Settings, Text
 from ..config.settings import SIZES
 from ..errors import FileError
 from ..models.architectures import FLUX
+from ..models.embedded import EMBEDDED
 from . import erased, outputs
 from . import model as models
 from .console import pictures, say
@@ -109,7 +110,7 @@ def _rows(arguments: Namespace) -> list[tuple[str, int]]:
 def _sampling(asked: Sampling, model: str, denoiser: Headless) -> dict[str, Any]:
     """How to render, by the names of `render`'s arguments."""
     size = models.native_size(denoiser)
-    guidance = pocket.GUIDANCE if model == models.POCKET else _guidance(denoiser)
+    guidance = pocket.GUIDANCE if model in EMBEDDED else _guidance(denoiser)
     defaults = {"guidance": guidance, "width": size, "height": size}
     return defaults | asked.model_dump(exclude_none=True)
 

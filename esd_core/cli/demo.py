@@ -10,6 +10,7 @@ from ..config.mappings import override
 from ..config.presets import load_preset
 from ..config.settings import ErasureConfig
 from ..errors import ConfigError
+from ..models.embedded import POCKET
 from ..pocket import GUIDANCE
 from . import evaluate, outputs
 from . import model as models
@@ -52,12 +53,12 @@ def run(arguments: Namespace) -> int:
     _check_concept(concept)
     files = [out / name for name in ("erasure.safetensors", "comparison.png", "report.json")]
     outputs.check_outputs(files, force=True)
-    denoiser = models.load(models.POCKET, device=arguments.device)
+    denoiser = models.load(POCKET, device=arguments.device)
     from ..files.native import write_erasure
     from ..pocket.judge import table
     from ..training.run import erase
 
-    settings = override(load_preset(models.POCKET), {"concepts": [concept]})
+    settings = override(load_preset(POCKET), {"concepts": [concept]})
     config = ErasureConfig.from_mapping(settings)
     print(f'Erasing "{concept}" from pocket by {config.method}', flush=True)
     events = TerminalEvents(denoiser, config, files[0])
@@ -89,7 +90,7 @@ def _evaluate(erasure: Erasure, device: str | None) -> dict[str, Any]:
     from ..pocket.judge import judge
     from ..pocket.world import LOOKS, OBJECTS
 
-    artist = models.load(models.POCKET, EVALUATION_PRECISION, device)
+    artist = models.load(POCKET, EVALUATION_PRECISION, device)
     per_pair = evaluate.Pictures().per_pair
     with pictures(2 * per_pair * len(OBJECTS) * len(LOOKS)) as report:
         judged = judge(artist, [(erasure, 1.0)], per_pair, EVALUATION_STEPS, on_progress=report)

@@ -19,6 +19,7 @@ from ..errors import ESDError, FileError
 from ..files import history
 from ..method.shares import Alone
 from ..models.architectures import SDXL, Architecture
+from ..models.embedded import EMBEDDED
 from ..training.collapse import collapse
 from ..training.endings import ENDINGS
 from . import launch, outputs
@@ -117,7 +118,7 @@ def asked_settings(arguments: Namespace) -> dict[str, Any]:
     """What --config and, over it, the flags say; checked as far as that goes without the model."""
     asked = load_settings(arguments.config) if arguments.config else {}
     asked = override(asked, given(arguments, CONFIG))
-    resolve_config(asked, None if arguments.model == models.POCKET else SDXL)
+    resolve_config(asked, arguments.model, SDXL)
     return asked
 
 
@@ -126,19 +127,19 @@ def load_model(arguments: Namespace, asked: Mapping[str, Any]) -> tuple[Headless
     launch.allow_deterministic(asked)
     precision = asked.get("training", {}).get("precision", "auto")
     denoiser = models.load(arguments.model, precision, arguments.device)
-    known = None if arguments.model == models.POCKET else denoiser.architecture
-    return denoiser, resolve_config(asked, known, denoiser.is_guided)
+    known = denoiser.architecture
+    return denoiser, resolve_config(asked, arguments.model, known, denoiser.is_guided)
 
 
 def resolve_config(
-    asked: Mapping[str, Any], architecture: Architecture | None, is_guided: bool = True
+    asked: Mapping[str, Any], model: str, architecture: Architecture, is_guided: bool = True
 ) -> ErasureConfig:
-    """The settings asked for, over the preset of the architecture, or of pocket for None.
+    """The settings asked for, over the preset of an embedded model, or of the architecture.
 
     is_guided: whether guidance is an input of the network.
     """
     method = asked.get("method", CONFIG["method"].default)
-    preset = architecture.preset_for(method, is_guided) if architecture else models.POCKET
+    preset = model if model in EMBEDDED else architecture.preset_for(method, is_guided)
     return ErasureConfig.from_mapping(override(load_preset(preset), asked))
 
 

@@ -87,7 +87,7 @@ def _run(arguments: Namespace, ranks: Alone) -> int:
     """Each rank, or this process alone, takes the next of the list when it is free."""
     common, entries = read_list(arguments.list)
     for entry in entries:  # as far as that goes without the model
-        _config(entry, None if arguments.model == models.POCKET else SDXL)
+        _config(entry, arguments.model, SDXL)
         launch.allow_deterministic(entry.asked)
     outputs.check_outputs([arguments.out], [arguments.list], force=True, folder=True)
     precision = common.get("training", {}).get("precision", "auto")
@@ -143,9 +143,7 @@ def _erased(
     from ..training.checkpoint import state_path
     from ..training.run import erase
 
-    is_pocket = arguments.model == models.POCKET
-    known = None if is_pocket else denoiser.architecture
-    config = _config(entry, known, denoiser.is_guided)
+    config = _config(entry, arguments.model, denoiser.architecture, denoiser.is_guided)
     if out.exists() and not arguments.force:
         metadata = read_header(out).metadata
         made = metadata.get(Key.DIGEST), metadata.get(Key.FINGERPRINT)
@@ -188,9 +186,11 @@ def read_list(path: str) -> tuple[dict[str, Any], list[Entry]]:
     return common, entries
 
 
-def _config(entry: Entry, architecture: Any, is_guided: bool = True) -> ErasureConfig:
+def _config(
+    entry: Entry, model: str, architecture: Any, is_guided: bool = True
+) -> ErasureConfig:
     try:
-        return resolve_config(entry.asked, architecture, is_guided)
+        return resolve_config(entry.asked, model, architecture, is_guided)
     except ConfigError as error:
         raise ConfigError(f"{entry.name}: {error}") from error
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import FileError
-from ..pocket import WEIGHTS
+from ..models.embedded import EMBEDDED, POCKET, WEIGHTS
 from ..training.out_of_memory import oom_as_error
 from .console import hush
 
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from ..files.base import Base
     from ..models.headless import Headless
 
-POCKET = "pocket"
-FORMS = "pocket, a diffusers folder, a .safetensors checkpoint or a hub id (owner/name)"
+FORMS = (
+    f"{', '.join(EMBEDDED)}, a diffusers folder, a .safetensors checkpoint or a hub id (owner/name)"
+)
 
 _LATENTS = 128
 """Along the edge of FLUX.1's pictures, whose config does not say it."""
@@ -70,7 +71,7 @@ def _check_model(model: str) -> None:
     """FileError for a model that is neither a path that exists nor possibly a hub id."""
     is_local = not _HUB_ID.fullmatch(model) or model.endswith(".safetensors")
     is_local |= Path(model).is_symlink()
-    if model != POCKET and is_local and not Path(model).exists():
+    if model not in EMBEDDED and is_local and not Path(model).exists():
         raise FileError(f"there is no model {model}: give {FORMS}")
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from diffusers import (
     DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
+    SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
@@ -18,12 +20,10 @@ from ..errors import ConfigError, ESDError, FileError, first_line
 from ..storage.dtypes import PRECISIONS
 from ..storage.reading import read_header
 from .diffusers_backend import DiffusersDenoiser
+from .embedded import EMBEDDED, FLOW_SCALE, POCKET_DIT, WEIGHTS
 from .headless import Headless
+from .texts import sdxl_texts
 from .transformer_backend import TransformerDenoiser
-
-POCKET = "pocket"
-"""What the embedded model is asked for by."""
-_POCKET_FOLDER = Path(__file__).parents[1] / "pocket" / "weights"
 
 
 def denoiser_of(pipeline: DiffusionPipeline) -> Headless:
@@ -55,7 +55,8 @@ def load_denoiser(model: str, precision: str = "auto", device: str | None = None
     """Loads a model by name, folder, single file or hub id.
 
     Args:
-        model: "pocket", the folder of a diffusers pipeline, a .safetensors checkpoint, or a hub id.
+        model: "pocket", "pocket-dit", the folder of a diffusers pipeline, a .safetensors
+            checkpoint, or a hub id.
         precision: what the frozen weights are held and computed in: auto, fp32, bf16 or fp16.
         device: of torch; by default the first accelerator, else the CPU.
 
@@ -67,7 +68,24 @@ def load_denoiser(model: str, precision: str = "auto", device: str | None = None
     dtype = PRECISIONS.get(precision) or automatic_precision(place)
     pipeline = _load_pipeline(model, dtype)
     pipeline.set_progress_bar_config(disable=True)
-    return denoiser_of(pipeline.to(place))
+    pipeline.to(place)
+    if model == POCKET_DIT:
+        network = SD3Transformer2DModel.from_pretrained(
+            WEIGHTS / "transformer", torch_dtype=dtype, use_safetensors=True
+        )
+        return with_transformer(pipeline, network.to(place))
+    return denoiser_of(pipeline)
+
+
+def with_transformer(
+    pocket: StableDiffusionXLPipeline, network: SD3Transformer2DModel
+) -> TransformerDenoiser:
+    """pocket-dit: that network behind pocket's text encoders and before its autoencoder, which is
+    told that latents are louder."""
+    config = pocket.vae.config
+    pocket.vae.register_to_config(scaling_factor=FLOW_SCALE * config.scaling_factor)
+    schedule = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    return TransformerDenoiser(network, sdxl_texts(pocket), pocket.vae, schedule)
 
 
 def _device(name: str) -> torch.device:
@@ -90,9 +108,9 @@ def _load_pipeline(model: str, dtype: torch.dtype) -> DiffusionPipeline:
     quiet = {"torch_dtype": dtype, "use_safetensors": True}
     path = Path(model)
     try:
-        if model == POCKET:
+        if model in EMBEDDED:
             return StableDiffusionXLPipeline.from_pretrained(
-                _POCKET_FOLDER, add_watermarker=False, **quiet
+                WEIGHTS, add_watermarker=False, **quiet
             )
         if path.is_file():
             return _load_single_file(path, dtype)
@@ -106,8 +124,8 @@ def _load_pipeline(model: str, dtype: torch.dtype) -> DiffusionPipeline:
         raise
     except Exception as error:  # a damaged or foreign model trips the loaders in many ways
         raise FileError(
-            f"no model can be loaded from {model}: give pocket, a diffusers folder, a .safetensors "
-            f"checkpoint or a hub id ({first_line(error)})"
+            f"no model can be loaded from {model}: give {', '.join(EMBEDDED)}, a diffusers folder, "
+            f"a .safetensors checkpoint or a hub id ({first_line(error)})"
         ) from error
 
 

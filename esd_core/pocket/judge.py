@@ -21,8 +21,9 @@ from ..errors import FileError
 from ..files.apply import applied
 from ..files.erasure import Erasure
 from ..images.render import OnProgress, render
+from ..models.embedded import WEIGHTS
 from ..models.headless import Headless
-from . import FIRST_SEED, GUIDANCE, WEIGHTS
+from . import FIRST_SEED, GUIDANCE
 from .captions import held_out_prompt
 from .models import Oracle
 from .world import LOOKS, OBJECTS, PLAIN, SIZE, STYLES

@@ -1,4 +1,4 @@
-"""The modules of pocket: SDXL's architecture with small widths, untrained.
+"""The modules of pocket: SDXL's architecture with small widths, and SD3's transformer, untrained.
 
 The sizes hold for both hosts: channels are multiples of 32 (ComfyUI's GroupNorm has 32 groups),
 text towers have three layers (their penultimate states are used), and the second tower's
@@ -8,8 +8,13 @@ projection is square.
 from __future__ import annotations
 
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
-from torch import Tensor
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
+from torch import Tensor, nn
 from torch.nn import BatchNorm2d, Conv2d, Flatten, Linear, Module, Sequential, SiLU
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -41,6 +46,36 @@ def build_unet() -> UNet2DConditionModel:
         addition_time_embed_dim=time_width,
         projection_class_embeddings_input_dim=TEXT_WIDTHS[1] + 6 * time_width,
     )
+
+
+def build_transformer() -> SD3Transformer2DModel:
+    """SD3.5's transformer, which draws nothing yet: the embeddings of time and pooled text change
+    nothing, and its output is 0 (Peebles and Xie, arXiv 2212.09748, section 3.2).
+
+    ComfyUI reads both the number of blocks and that of heads, 64 wide each, off the width.
+    """
+    depth, head_width = 3, 64
+    transformer = SD3Transformer2DModel(
+        sample_size=SIZE // LATENT_FACTOR,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=depth,
+        num_attention_heads=depth,
+        attention_head_dim=head_width,
+        joint_attention_dim=sum(TEXT_WIDTHS),
+        caption_projection_dim=depth * head_width,
+        pooled_projection_dim=TEXT_WIDTHS[1],
+        # In patches: pictures of twice the size can be asked for too.
+        pos_embed_max_size=SIZE // LATENT_FACTOR,
+        qk_norm="rms_norm",
+    )
+    for name, module in transformer.named_modules():
+        if isinstance(module, nn.Linear):
+            is_idle = "norm" in name or name == "proj_out"
+            (nn.init.zeros_ if is_idle else nn.init.xavier_uniform_)(module.weight)
+            nn.init.zeros_(module.bias)
+    return transformer
 
 
 def build_vae() -> AutoencoderKL:

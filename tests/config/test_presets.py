@@ -11,11 +11,12 @@ from esd_core.config.presets import preset_names as names
 from esd_core.config.settings import ErasureConfig
 from esd_core.errors import ConfigError, FileError
 
+EMBEDDED = ("pocket", "pocket-dit")
 DEFAULTS = ("sd", "sdxl", "sdxl-esd-u")
 TRANSFORMERS = ("flux", "flux-schnell", "flux2", "sd3", "transformer", "transformer-turbo")
 
 
-PUBLISHED = [n for n in names() if n not in ("pocket", *DEFAULTS, *TRANSFORMERS)]
+PUBLISHED = [n for n in names() if n not in (*EMBEDDED, *DEFAULTS, *TRANSFORMERS)]
 
 
 def load(name: str) -> ErasureConfig:
@@ -34,6 +35,7 @@ def test_the_presets_there_are() -> None:
         "official-sdxl-esd-u",
         "paper-sd14",
         "pocket",
+        "pocket-dit",
         "sd",
         "sd3",
         "sdxl",
@@ -50,7 +52,7 @@ def test_a_preset_is_valid_and_commented(name: str) -> None:
     assert (FOLDER / f"{name}.toml").read_text(encoding="ascii").startswith("# ")
 
 
-@pytest.mark.parametrize("name", [name for name in names() if name != "pocket"])
+@pytest.mark.parametrize("name", [name for name in names() if name not in EMBEDDED])
 def test_a_published_run_names_its_source(name: str) -> None:
     text = (FOLDER / f"{name}.toml").read_text(encoding="ascii")
     sources = (

@@ -15,7 +15,7 @@ from esd_core.files.erasure import Erasure
 from esd_core.files.export import export
 from esd_core.files.formats import ERASURE, LORA, OFFICIAL, UNET
 from esd_core.files.metadata import Key
-from esd_core.pocket import WEIGHTS
+from esd_core.models.embedded import WEIGHTS
 
 LAYER = "middle_block.1.transformer_blocks.0.attn2.to_k"
 

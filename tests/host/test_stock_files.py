@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from esd_core.files.base import open_base
 from esd_core.files.native import read_erasure
 from esd_core.files.open import open_source
-from esd_core.pocket import WEIGHTS
+from esd_core.models.embedded import WEIGHTS
 
 KINDS = {
     "lora": "lora",

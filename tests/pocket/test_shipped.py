@@ -13,10 +13,10 @@ from esd_core.config.mappings import override
 from esd_core.config.presets import load_preset
 from esd_core.config.settings import ErasureConfig
 from esd_core.files.native import read_erasure, write_erasure
-from esd_core.models.architectures import SDXL
+from esd_core.models.architectures import SD3, SDXL
+from esd_core.models.embedded import POCKET, POCKET_DIT, WEIGHTS
 from esd_core.models.headless import Headless
-from esd_core.models.loading import POCKET, load_denoiser
-from esd_core.pocket import WEIGHTS
+from esd_core.models.loading import load_denoiser
 from esd_core.pocket.judge import judge, load_oracle
 from esd_core.pocket.world import LOOKS, OBJECTS, draw
 from esd_core.training.run import erase
@@ -48,9 +48,11 @@ def pocket() -> Headless:
     return load_denoiser(POCKET)
 
 
-def test_all_weights_fit_into_32_megabytes() -> None:
+def test_all_weights_fit_into_40_megabytes_and_the_transformer_into_10() -> None:
     files = [path for path in WEIGHTS.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 32 * MEGABYTE
+    of_transformer = [path for path in files if path.parent.name == "transformer"]
+    for found, most in ((files, 40), (of_transformer, 10)):
+        assert sum(path.stat().st_size for path in found) <= most * MEGABYTE
 
 
 def test_the_weights_are_fp16() -> None:
@@ -71,6 +73,16 @@ def test_pocket_is_an_sdxl_in_miniature(pocket: Headless) -> None:
     ids = pocket.pipeline.tokenizer("a house in the style of Van Gogh").input_ids
     # CLIP's own vocabulary, as any CLIP tokenizer gives it.
     assert ids == [49406, 320, 1212, 530, 518, 1844, 539, 2451, 19697, 49407]
+
+
+def test_pocket_dit_is_an_sd3_in_miniature() -> None:
+    network = load_denoiser(POCKET_DIT)
+    assert network.architecture is SD3
+    assert network.latent_shape(128, 128) == (4, 16, 16)
+    config = network.config
+    # What ComfyUI takes for granted: heads 64 wide, and as many blocks as heads.
+    assert config["num_attention_heads"] == config["num_layers"] > 1
+    assert config["attention_head_dim"] == 64 and config["qk_norm"] == "rms_norm"
 
 
 def test_the_oracle_reads_99_of_100_fresh_drawings() -> None:

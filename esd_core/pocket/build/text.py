@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from .. import WEIGHTS
+from ...models.embedded import WEIGHTS
 from ..captions import Caption, all_captions, held_out_prompt
 from ..models import TEXT_WIDTHS, build_text_towers
 from ..world import LOOKS, OBJECTS
