@@ -9,10 +9,13 @@ from ..esd_core.config.presets import load_preset
 from ..esd_core.config.rules import choices
 from ..esd_core.config.settings import AUTO, ErasureConfig, fields, override
 from ..esd_core.models.architectures import ARCHITECTURES, SDXL
+from ..esd_core.models.embedded import POCKET, POCKET_DIT
 
-POCKET = "pocket"
-"""Its preset."""
-_PRESETS = (POCKET, *(name for kind in ARCHITECTURES.values() for name in kind.presets.values()))
+_PRESETS = (
+    POCKET,
+    POCKET_DIT,
+    *(name for kind in ARCHITECTURES.values() for name in kind.presets.values()),
+)
 _OWN_CHOICE = {"method", "contexts"}
 """A method is the person's to choose, and auto has another meaning among contexts."""
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from ...esd_core.errors import ConfigError, ESDError
 from ...esd_core.models.architectures import Architecture, by_host, like, trained_titles
 from ...esd_core.models.prediction import Epsilon, Flow, Prediction, VPrediction
-from ..defaults import POCKET
-from .pocket import PocketSDXL
+from . import pocket
 
 _SCALES = ("scale_weight", "weight_scale", "scale_input", "input_scale")
 
@@ -78,11 +77,8 @@ def latent_shape(
 def preset(model: comfy.model_patcher.ModelPatcher, method: str) -> str:
     """The preset that serves this MODEL and method; ESDError for a MODEL that cannot be trained."""
     kind = architecture(model)
-    is_pocket = isinstance(model.model.model_config, PocketSDXL)
-    if is_pocket:
-        return POCKET
     unguided = "" if takes_guidance(model) else kind.unguided_preset
-    return unguided or kind.preset_for(method)
+    return pocket.name_of(model) or unguided or kind.preset_for(method)
 
 
 def takes_guidance(model: comfy.model_patcher.ModelPatcher) -> bool:

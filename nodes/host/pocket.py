@@ -1,4 +1,4 @@
-"""The embedded model in ComfyUI: the weights of the diffusers folder in the host's own classes."""
+"""The embedded models in ComfyUI: the weights of the diffusers folder in the host's own classes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import Timestep
 from torch import Tensor
 
+from ...esd_core.models.embedded import FLOW_SCALE, POCKET, POCKET_DIT, WEIGHTS
 from ...esd_core.models.keys import diffusers_to_canonical
-from ...esd_core.pocket import WEIGHTS
+from ...esd_core.models.transformer_keys import POS_EMBED, transformer_parts
 from ...esd_core.storage.reading import read_tensors
 
 
@@ -33,7 +34,9 @@ def _tensors(part: str, file: str) -> dict[str, Tensor]:
     return {name: tensor.float() for name, tensor in tensors.items()}
 
 
-_UNET, _VAE = _config("unet"), _config("vae")
+_NETWORK = "diffusion_pytorch_model"
+"""What diffusers calls the file of one."""
+_UNET, _TRANSFORMER, _VAE = _config("unet"), _config("transformer"), _config("vae")
 
 
 class PocketLatent(comfy.latent_formats.SDXL):
@@ -52,6 +55,18 @@ class PocketLatent(comfy.latent_formats.SDXL):
             [0.0940, -0.4840, -0.8451],
         ]
         self.latent_rgb_factors_bias = [0.1737, 0.0746, -0.0175]
+
+
+class LoudPocketLatent(PocketLatent):
+    """The same latents as pocket-dit takes them."""
+
+    scale_factor = FLOW_SCALE * PocketLatent.scale_factor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latent_rgb_factors = [
+            [factor / FLOW_SCALE for factor in row] for row in self.latent_rgb_factors
+        ]
 
 
 class PocketSDXL(comfy.supported_models.SDXL):
@@ -79,24 +94,60 @@ class PocketSDXL(comfy.supported_models.SDXL):
         return model
 
 
+class PocketSD3(comfy.supported_models.SD3):
+    """How the host knows pocket-dit's transformer by its sizes."""
+
+    unet_config = {
+        "in_channels": _TRANSFORMER["in_channels"],
+        "depth": _TRANSFORMER["num_layers"],
+        "adm_in_channels": _TRANSFORMER["pooled_projection_dim"],
+    }
+    sampling_settings = {"shift": 1.0}
+    latent_format = LoudPocketLatent
+
+
+KINDS = {POCKET: PocketSDXL, POCKET_DIT: PocketSD3}
+"""The embedded models, by name."""
+
+
+def name_of(model: comfy.model_patcher.ModelPatcher) -> str | None:
+    """The embedded model that a MODEL is."""
+    kind = type(model.model.model_config)
+    return next((name for name, own in KINDS.items() if own is kind), None)
+
+
 def register() -> None:
-    """Lets UNETLoader know pocket from here on, so that what is saved of it loads again."""
-    if PocketSDXL not in comfy.supported_models.models:
-        comfy.supported_models.models.insert(0, PocketSDXL)
+    """Lets UNETLoader know them from here on, so that what is saved of them loads again."""
+    for kind in KINDS.values():
+        if kind not in comfy.supported_models.models:
+            comfy.supported_models.models.insert(0, kind)
 
 
-def load_unet(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+def load_model(name: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """MODEL. `disable_dynamic` is what the host asks for when it wants a copy of its own."""
     register()
-    names = diffusers_to_canonical(_UNET)
-    weights = _tensors("unet", "diffusion_pytorch_model")
-    state = {names[name]: tensor for name, tensor in weights.items()}
     only_newer_hosts_know = {"disable_dynamic": True} if disable_dynamic else {}
     model = comfy.sd.load_diffusion_model_state_dict(
-        state, model_options={"dtype": torch.float32}, **only_newer_hosts_know
+        _STATES[name](), model_options={"dtype": torch.float32}, **only_newer_hosts_know
     )
-    model.cached_patcher_init = (load_unet, ())
+    model.cached_patcher_init = (load_model, (name,))
     return model
+
+
+def _unet_state() -> dict[str, Tensor]:
+    names = diffusers_to_canonical(_UNET)
+    return {names[name]: tensor for name, tensor in _tensors("unet", _NETWORK).items()}
+
+
+def _transformer_state() -> dict[str, Tensor]:
+    own = _tensors("transformer", _NETWORK)
+    shapes = {name: tensor.shape for name, tensor in own.items()}
+    parts = transformer_parts(_TRANSFORMER, shapes)
+    state = {name: part.joined(own) for name, part in parts.items()}
+    return state | {POS_EMBED: own[f"{POS_EMBED}.{POS_EMBED}"]}
+
+
+_STATES = {POCKET: _unet_state, POCKET_DIT: _transformer_state}
 
 
 def load_clip() -> comfy.sd.CLIP:
@@ -138,7 +189,7 @@ def load_vae() -> comfy.sd.VAE:
     """VAE. The host's autoencoder attends in its middle and pocket's does not: with a projection
     of zeros that attention adds nothing."""
     widths = _VAE["block_out_channels"]
-    state = _tensors("vae", "diffusion_pytorch_model")
+    state = _tensors("vae", _NETWORK)
     for side in ("encoder", "decoder"):
         state |= _idle_attention(f"{side}.mid.attn_1", widths[-1])
     config = {

@@ -50,9 +50,9 @@ class Graph:
         self.prompt[node] = {"class_type": kind, "inputs": values}
         return node
 
-    def pocket(self) -> tuple[Link, Link, Link]:
-        """MODEL, CLIP and VAE."""
-        node = self.add("ESDLoadPocket")
+    def pocket(self, network: str | None = None) -> tuple[Link, Link, Link]:
+        """MODEL, CLIP and VAE; without a network as workflows have it that know of one alone."""
+        node = self.add("ESDLoadPocket", network=network)
         return [node, 0], [node, 1], [node, 2]
 
     def train(self, model: Link, clip: Link, options: dict[str, Any], **inputs: Any) -> str:

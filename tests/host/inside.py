@@ -2,8 +2,8 @@
 
     python inside.py COMFYUI PACK REQUEST.safetensors ANSWER.safetensors
 
-The request holds x, sigma and prompts (in its metadata); the answer holds predictions, gradients
-of a sum over them, the trajectory's latents, and the parameters.
+The request holds x and sigma, and in its metadata the embedded model's name and prompts; the answer
+holds predictions, gradients of a sum over them, the trajectory's latents, and the parameters.
 """
 
 import json
@@ -24,18 +24,18 @@ from safetensors.torch import save_file  # noqa: E402
 
 with safe_open(request, "pt") as file:
     asked = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    prompts = json.loads(file.metadata()["prompts"])
-    gradient_of = file.metadata()["gradient_of"]
+    given = file.metadata()
+prompts, gradient_of = json.loads(given["prompts"]), given["gradient_of"]
 
 with torch.inference_mode():  # as the server runs nodes
-    model, clip = pocket.load_unet(), pocket.load_clip()
+    model, clip = pocket.load_model(given["model"]), pocket.load_clip()
     before = {n: p.clone() for n, p in model.model.diffusion_model.named_parameters()}
     with session.borrowed(model) as own:
         denoiser = HostDenoiser(own, text.Texts(clip))
         rows = denoiser.encode(prompts, 128, 128)
         teacher = denoiser.parameters()
         found = {f"parameters.{name}": value.detach() for name, value in teacher.items()}
-        found["context"] = rows.context
+        found["context"], found["pooled"] = rows.context, rows.pooled
         with torch.no_grad():
             found["prediction"] = denoiser.predict(asked["x"], asked["sigma"], rows)
             pair = [rows.select([0]), rows.select([1])]

@@ -1,4 +1,5 @@
-"""Transformers in miniature in a real ComfyUI: trained, saved, loaded by stock nodes."""
+"""Transformers in a real ComfyUI, in miniature and pocket-dit: trained, saved, loaded by stock
+nodes."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from esd_core.files.metadata import Key
 from esd_core.files.native import read_erasure
 from esd_core.models.architectures import ARCHITECTURES
+from esd_core.models.embedded import POCKET_DIT
 
 STEPS = 20
 RATES = {"z-image": 3e-4}
@@ -24,7 +26,9 @@ OPTIONS = {"trajectory_guidance": 2.0, "precision": "fp32", "probe_every": 5}
 
 
 def model_of(graph, family, dtype="float32"):
-    """MODEL of a miniature's file by UNETLoader, and a CLIP that fits."""
+    """MODEL of a miniature's file by UNETLoader, or pocket-dit, and a CLIP that fits."""
+    if family == POCKET_DIT:
+        return graph.pocket(POCKET_DIT)[:2]
     path = graph._server.base / "models" / "diffusion_models" / f"{family}-{dtype}.safetensors"
     if not path.is_file():
         writing = Graph(graph._server)
@@ -85,7 +89,7 @@ def succeed(graph):
     return run
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=(*FAMILIES, POCKET_DIT))
 def family(request):
     return request.param
 
@@ -193,6 +197,7 @@ def test_a_low_rank_student_learns_too(server, family):
     assert sum(value.abs().max() > 0 for value in changes) >= len(changes) - UNUSED[family]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 def test_fp8_weights_train(server, family):
     """As UNETLoader casts them, beside a computation in 32 bits."""
     graph = Graph(server)
