@@ -1,7 +1,8 @@
-"""What the default erases on pocket, and what it leaves alone: every concept, by its name alone.
+"""What the default erases on pocket or pocket-dit, and what it leaves alone: every concept, by its
+name alone.
 
-    make bench NAME=efficacy [JSON=OUT.json] [ARGS="--seeds N --only NAME --struck"]
-    python -m benchmarks.efficacy OUT.json [--seeds N] [--only NAME] [--struck]
+    make bench NAME=efficacy [JSON=OUT.json] [ARGS="--model pocket-dit --seeds N --only NAME"]
+    python -m benchmarks.efficacy OUT.json [--model MODEL] [--seeds N] [--only NAME] [--struck]
 
 Prompts and seeds are in no other file, and no setting was chosen on them. Erasures are trained in
 float32; pictures are drawn in bfloat16, before and after, which takes half the time and reads
@@ -25,6 +26,7 @@ from esd_core.files.apply import applied
 from esd_core.images.render import render
 from esd_core.method import templates
 from esd_core.method.contexts import Draw
+from esd_core.models.embedded import EMBEDDED, POCKET
 from esd_core.models.headless import Headless
 from esd_core.pocket import GUIDANCE
 from esd_core.pocket.judge import KINDS, PromptOf, load_oracle, make_cases, read
@@ -99,14 +101,14 @@ def wordings(name: str) -> list[str]:
 
 
 def measure(
-    denoiser: Headless, artist: Headless, lines: Sequence[str], seed: int
+    model: str, denoiser: Headless, artist: Headless, lines: Sequence[str], seed: int
 ) -> dict[str, Any]:
     """One run, and what its pictures show.
 
-    artist: the same model, in what draws the pictures.
+    model: its name. artist: the same model, in what draws the pictures.
     """
     started = time.process_time()
-    config = pocket.config(concepts=lines, seed=seed)
+    config = pocket.config(model, concepts=lines, seed=seed)
     result = erase(denoiser, config, pocket.Silent(), pocket.Silent())
     cpu = time.process_time() - started
     names = [concept.name for concept in config.concepts]
@@ -235,13 +237,15 @@ def _range(values: Sequence[float]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks efficacy", description=__doc__)
     parser.add_argument("out", type=Path, nargs="?")
+    parser.add_argument("--model", choices=EMBEDDED, default=POCKET)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", action="append")
     parser.add_argument("--struck", action="store_true")
     arguments = parser.parse_args(argv)
     if arguments.struck:
         strike()
-    denoiser, artist, out = pocket.load(), pocket.load("bf16"), arguments.out
+    model, out = arguments.model, arguments.out
+    denoiser, artist = pocket.load("auto", model), pocket.load("bf16", model)
     state = json.loads(out.read_text()) if out and out.exists() else {"runs": []}
     if "before" not in state:
         worded = {name: shown_in_wordings(artist, name) for name in (*OBJECTS, *STYLES)}
@@ -251,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             is_done = any((r["lines"], r["seed"]) == ([*lines], seed) for r in state["runs"])
             if is_done or (arguments.only and " + ".join(lines) not in arguments.only):
                 continue
-            state["runs"].append(measure(denoiser, artist, lines, seed))
+            state["runs"].append(measure(model, denoiser, artist, lines, seed))
             if out:
                 out.write_text(json.dumps(state))
             print(table(state["runs"][-1:], state["before"]).splitlines()[-1], flush=True)

@@ -1,4 +1,4 @@
-"""The embedded model, and settings of it for benchmarks."""
+"""The embedded models, and settings of them for benchmarks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from esd_core.cli import model as models
 from esd_core.config.mappings import override
 from esd_core.config.presets import load_preset
 from esd_core.config.settings import ErasureConfig
+from esd_core.models.embedded import POCKET
 from esd_core.models.headless import Headless
 from esd_core.training.plan import check
 from esd_core.training.run import prepare
@@ -16,15 +17,15 @@ from esd_core.training.trainer import Trainer
 CONCEPT = "Van Gogh"
 
 
-def load(precision: str = "auto") -> Headless:
-    return models.load(models.POCKET, precision)
+def load(precision: str = "auto", model: str = POCKET) -> Headless:
+    return models.load(model, precision)
 
 
-def config(**settings: Any) -> ErasureConfig:
-    """Pocket's preset with other settings over it, dots written as two underscores."""
+def config(model: str = POCKET, **settings: Any) -> ErasureConfig:
+    """Its preset with other settings over it, dots written as two underscores."""
     given = {name.replace("__", "."): value for name, value in settings.items()}
     return ErasureConfig.from_mapping(
-        override({"concepts": [CONCEPT], **load_preset(models.POCKET)}, given)
+        override({"concepts": [CONCEPT], **load_preset(model)}, given)
     )
 
 
