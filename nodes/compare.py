@@ -12,16 +12,17 @@ from einops import rearrange
 from torch import Tensor
 
 from ..esd_core.config.rules import limits
-from ..esd_core.config.settings import SIZES
+from ..esd_core.config.settings import AUTO, SIZES
 from ..esd_core.errors import ConfigError
 from ..esd_core.images import comparison
 from .host import sampling
+from .host.model import cfg as cfg_of
 from .host.progress import on_steps
 from .host.sampling import Sampling
 from .schema import schema
-from .widgets import number
+from .widgets import number, number_or_auto, plain_errors
 
-_MAX_PROMPTS = 64
+_MAX_PROMPTS, _MAX_CFG = 64, 100
 
 
 class ESDCompare(io.ComfyNode):
@@ -77,7 +78,7 @@ class ESDCompare(io.ComfyNode):
         negative: str,
         seed: int,
         steps: int,
-        cfg: float,
+        cfg: str,
         sampler_name: str,
         scheduler: str,
         width: int,
@@ -87,7 +88,9 @@ class ESDCompare(io.ComfyNode):
         lines = _lines(prompts)
         if not lines:
             raise ConfigError(_NO_PROMPT)
-        asked = Sampling(seed, steps, cfg, sampler_name, scheduler, width, height)
+        with plain_errors():
+            guidance = _guidance(cfg, original)
+        asked = Sampling(seed, steps, guidance, sampler_name, scheduler, width, height)
         texts = [sampling.encode(clip, line) for line in lines]
         against = sampling.encode(clip, negative)
         on_step = on_steps(2 * len(lines) * steps)
@@ -140,8 +143,11 @@ def _widgets() -> list[io.Input]:
             tooltip="Of the noise, the same for every picture.",
         ),
         io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps a picture."),
-        io.Float.Input(
-            "cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="Guidance, as in KSampler."
+        io.String.Input(
+            "cfg",
+            default=AUTO,
+            tooltip="Guidance, as in KSampler. auto: what suits the MODEL, or a number. FLUX dev "
+            "takes guidance as an input, at ComfyUI's own 3.5, and a cfg of 1.",
         ),
         io.Combo.Input(
             "sampler_name",
@@ -162,6 +168,16 @@ def _widgets() -> list[io.Input]:
             tooltip="Adds how alike the pictures are in what they show, by their embeddings.",
         ),
     ]
+
+
+def _guidance(text: str, model: Any) -> float:
+    """What the widget says; where that is auto, what suits the MODEL."""
+    found = number_or_auto("cfg", text)
+    if found is None:
+        return cfg_of(model)
+    if not 0 <= found <= _MAX_CFG:
+        raise ConfigError(f"`cfg` must be {AUTO} or a number from 0 to {_MAX_CFG}, not {found:g}")
+    return found
 
 
 def _grid(prompts: Sequence[str], columns: Sequence[Tensor], asked: Sampling) -> Tensor:

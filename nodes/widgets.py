@@ -106,17 +106,22 @@ def _value(name: str, value: Any) -> Any:
         return tuple(filter(None, map(str.strip, value.splitlines())))
     if name not in BY_MODEL or not isinstance(value, str):
         return value
-    if value.strip().lower() == AUTO:
+    if choices(FIELDS[name]):
+        return None if value.strip().lower() == AUTO else value
+    number = number_or_auto(name, value)
+    if kind is int and number is not None and number.is_integer():
+        return int(number)
+    return number
+
+
+def number_or_auto(name: str, text: str) -> float | None:
+    """What a line says that holds a number, or auto: that gives None. ConfigError for others."""
+    if text.strip().lower() == AUTO:
         return None
-    return value if choices(FIELDS[name]) else _parsed(name, kind, value)
-
-
-def _parsed(name: str, kind: type, text: str) -> float:
     try:
-        value = float(text)
+        return float(text)
     except ValueError:
         raise ConfigError(f'`{name}` must be {AUTO} or a number, not "{text[:100]}"') from None
-    return int(value) if kind is int and value.is_integer() else value
 
 
 @contextmanager

@@ -36,6 +36,9 @@ class Architecture:
         presets: the settings that serve a method, by the name of a file in config/presets.
         unguided_preset: instead of them, for models that lack the guidance which others of the kind
             take as an input.
+        cfg: what its pictures are drawn with, for those that take no guidance as an input: of
+            transformers as in the templates that come with ComfyUI 0.33.0 (for AuraFlow, which has
+            none there, as its preset samples).
         modelspec: the model's name in the metadata of files. ss_version: kohya's name for it.
         is_v2: as kohya's scripts sort models. has_ldm_lora_names: else diffusers' names are used.
         is_marked_v: whether ComfyUI tells a v-model by an empty tensor in its file.
@@ -57,6 +60,7 @@ class Architecture:
     layers: Mapping[str, Callable[[str], bool]] = field(default_factory=dict)
     presets: Mapping[str, str] = field(default_factory=dict)
     unguided_preset: str = ""
+    cfg: float = 7.0
     modelspec: str = ""
     ss_version: str = ""
     is_v2: bool = False
@@ -192,6 +196,7 @@ SD3 = _transformer(
     "sd3",
     name="sd3",
     title="Stable Diffusion 3 and 3.5",
+    cfg=4.0,
     modelspec="stable-diffusion-v3.5-medium",
     ss_version="sd3",
     hosts=(("SD3", "SD3"),),
@@ -207,6 +212,7 @@ FLUX = _transformer(
     "flux",
     name="flux",
     title="FLUX.1",
+    cfg=1.0,
     unguided_preset="flux-schnell",
     modelspec="flux-1-dev",
     ss_version="flux1",
@@ -218,6 +224,7 @@ FLUX2 = _transformer(
     "flux2",
     name="flux2",
     title="FLUX.2",
+    cfg=5.0,
     modelspec="flux-2-dev",
     ss_version="flux2",
     hosts=(("Flux2", "Flux2"),),
@@ -228,6 +235,7 @@ CHROMA = _transformer(
     "transformer",
     name="chroma",
     title="Chroma",
+    cfg=3.5,
     modelspec="chroma",
     ss_version="chroma",
     hosts=(("Chroma", "Chroma"),),
@@ -242,6 +250,7 @@ QWEN_IMAGE = _transformer(
     "transformer",
     name="qwen-image",
     title="Qwen-Image",
+    cfg=4.0,
     modelspec="qwen-image",
     ss_version="qwen_image",
     hosts=(("QwenImage", "QwenImage"),),
@@ -257,6 +266,7 @@ Z_IMAGE = _transformer(
     "transformer-turbo",
     name="z-image",
     title="Z-Image",
+    cfg=1.0,
     modelspec="z-image",
     ss_version="zimage",
     hosts=(("ZImage", "Lumina2"),),
@@ -267,6 +277,7 @@ LUMINA2 = _transformer(
     "transformer",
     name="lumina2",
     title="Lumina 2",
+    cfg=4.0,
     modelspec="lumina-2",
     ss_version="lumina2",
     hosts=(("Lumina2", "Lumina2"),),
@@ -281,6 +292,7 @@ AURA_FLOW = _transformer(
     "transformer",
     name="auraflow",
     title="AuraFlow",
+    cfg=4.0,
     modelspec="auraflow",
     ss_version="auraflow",
     hosts=(("AuraFlow", "AuraFlow"),),
@@ -295,6 +307,7 @@ WAN = _transformer(
     "transformer",
     name="wan",
     title="Wan 2.x",
+    cfg=5.0,
     modelspec="wan-2.1",
     ss_version="wan",
     hosts=(("WAN21_T2V", "WAN21"), ("WAN22_T2V", "WAN22")),
@@ -309,6 +322,7 @@ KREA2 = _transformer(
     "transformer-turbo",
     name="krea2",
     title="Krea 2",
+    cfg=1.0,
     modelspec="krea-2",
     ss_version="krea2",
     hosts=(("Krea2", "Krea2"),),

@@ -6,7 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Self
+from typing import Any
 
 import psutil
 import torch
@@ -91,7 +91,7 @@ class Headless(ABC):
         free: int = memory.mem_get_info(self.device)[0] + held
         return free - fragments(self.device)
 
-    def hollow(self) -> Self:
+    def hollow(self) -> Headless:
         other = copy.copy(self)
         other._take(hollowed(self.network))
         return other

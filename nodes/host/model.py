@@ -10,8 +10,9 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
 from ...esd_core.errors import ConfigError, ESDError
-from ...esd_core.models.architectures import Architecture, by_host, like, trained_titles
+from ...esd_core.models.architectures import SDXL, Architecture, by_host, like, trained_titles
 from ...esd_core.models.prediction import Epsilon, Flow, Prediction, VPrediction
+from ...esd_core.pocket import GUIDANCE
 from . import pocket
 
 _SCALES = ("scale_weight", "weight_scale", "scale_input", "input_scale")
@@ -62,12 +63,16 @@ def _refuse_pictures(channels: int) -> None:
         )
 
 
+_OLDER_RATIOS = {48: 16}
+"""Pixels a latent by channels, other than 8, where the host does not tell: Wan 2.2 alone."""
+
+
 def latent_shape(
     model: comfy.model_patcher.ModelPatcher, width: int, height: int
 ) -> tuple[int, ...]:
     """(channels, height, width) of a picture's latents, or (channels, 1, height, width)."""
     form = model.get_model_object("latent_format")
-    factor = getattr(form, "spacial_downscale_ratio", 8)  # older hosts have no other
+    factor = getattr(form, "spacial_downscale_ratio", _OLDER_RATIOS.get(form.latent_channels, 8))
     if width % factor or height % factor:
         raise ConfigError(f"width and height must be multiples of {factor}, not {width}x{height}")
     frames = (1,) * (form.latent_dimensions - 2)
@@ -77,8 +82,18 @@ def latent_shape(
 def preset(model: comfy.model_patcher.ModelPatcher, method: str) -> str:
     """The preset that serves this MODEL and method; ESDError for a MODEL that cannot be trained."""
     kind = architecture(model)
-    unguided = "" if takes_guidance(model) else kind.unguided_preset
-    return pocket.name_of(model) or unguided or kind.preset_for(method)
+    return pocket.name_of(model) or kind.preset_for(method, takes_guidance(model))
+
+
+def cfg(model: comfy.model_patcher.ModelPatcher) -> float:
+    """What pictures of such a MODEL are drawn with; of those that cannot be trained, as SDXL's."""
+    try:
+        kind = architecture(model)
+    except ESDError:
+        return SDXL.cfg
+    if takes_guidance(model):
+        return 1.0
+    return GUIDANCE if pocket.name_of(model) else kind.cfg
 
 
 def takes_guidance(model: comfy.model_patcher.ModelPatcher) -> bool:

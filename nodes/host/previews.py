@@ -6,21 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import comfy.model_management
-import comfy.taesd.taesd
 import folder_paths
 import latent_preview
 import numpy as np
 import torch
+from comfy.cli_args import LatentPreviewMethod, args
 from PIL import Image
 from torch import Tensor
 
 from ...esd_core.config.settings import ErasureConfig
-from ...esd_core.errors import ESDError
 from ...esd_core.method.sampling import sample, unit_noise
 from ...esd_core.method.terms import erasing
 from ...esd_core.models.swap import Weight
 from .denoiser import HostDenoiser
 from .pocket import PocketLatent, load_vae
+from .vae import decode, refuse_other
 
 STEPS = 12
 ROWS = 2 * STEPS
@@ -41,18 +41,10 @@ class Previewer:
         self.prompt = erasing(config)[0].student
         self._format = denoiser.model.model.latent_format
         if vae is not None:
-            self._refuse_other(vae)
+            refuse_other(vae, denoiser.model)
         elif isinstance(self._format, PocketLatent):
             vae = load_vae()  # comes with the pack, and is small
         self._vae, self._guess = vae, None
-
-    def _refuse_other(self, vae: Any) -> None:
-        channels = self._format.latent_channels
-        if vae.latent_channels != channels:
-            raise ESDError(
-                f"the input vae decodes latents of {vae.latent_channels} channels, and the MODEL "
-                f"has {channels}: connect the VAE of the same checkpoint"
-            )
 
     def draw(self, student: Mapping[str, Weight], sampling_batch: int) -> Image.Image | None:
         """None where neither the pack nor the host can make a picture of such latents.
@@ -90,7 +82,7 @@ class Previewer:
 
     def _decoded(self, latents: Tensor) -> Image.Image:
         with torch.inference_mode():
-            pixels = self._vae.decode(self._format.process_out(latents))[0]
+            pixels = decode(self._vae, self._format.process_out(latents))[0]
         return Image.fromarray(np.uint8((255 * pixels).round().clamp(0, 255).cpu()))
 
     def _guessed(self, latents: Tensor) -> Image.Image | None:
@@ -103,16 +95,15 @@ class Previewer:
 
 
 def _best_guess(device: torch.device, latent_format: Any) -> Any:
-    """The host takes TAESD only when it is told to; a run has few previews and can afford it."""
-    name = latent_format.taesd_decoder_name
-    for file in folder_paths.get_filename_list("vae_approx") if name else ():
-        if file.startswith(name):
-            path = folder_paths.get_full_path("vae_approx", file)
-            channels = latent_format.latent_channels
-            taesd = comfy.taesd.taesd.TAESD(None, path, latent_channels=channels).to(device)
-            return latent_preview.TAESDPreviewerImpl(taesd)
-    if latent_format.latent_rgb_factors is None:
-        return None
-    return latent_preview.Latent2RGBPreviewer(
-        latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias
-    )
+    """The host takes TAESD only when it is told to; a run has few previews and can afford it. Those
+    of video models it loads as it does VAEs, which may take the MODEL from the device.
+    """
+    name = latent_format.taesd_decoder_name if latent_format.latent_dimensions == 2 else None
+    files = folder_paths.get_filename_list("vae_approx") if name else ()
+    is_there = any(file.startswith(name) for file in files)
+    asked = args.preview_method
+    args.preview_method = LatentPreviewMethod.TAESD if is_there else LatentPreviewMethod.Latent2RGB
+    try:
+        return latent_preview.get_previewer(device, latent_format)
+    finally:
+        args.preview_method = asked

@@ -14,13 +14,12 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from .model import latent_shape
 from .text import refuse_none
+from .vae import decode, refuse_other
 
 SAMPLERS: list[str] = comfy.samplers.KSampler.SAMPLERS
 SCHEDULERS: list[str] = comfy.samplers.KSampler.SCHEDULERS
-
-_FACTOR = 8
-"""Pixels a latent."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,14 @@ def draw(
     sampling: Sampling,
     callback: Any = None,
 ) -> Tensor:
-    """IMAGE, [1, H, W, 3] in 0..1."""
-    latent = torch.zeros(
-        [1, 4, sampling.height // _FACTOR, sampling.width // _FACTOR],
-        device=comfy.model_management.intermediate_device(),
-    )
-    latent = comfy.sample.fix_empty_latent_channels(model, latent)
+    """IMAGE, [1, H, W, 3] in 0..1.
+
+    Raises:
+        ESDError: the VAE, or the size, is not for the MODEL.
+    """
+    refuse_other(vae, model)
+    shape = latent_shape(model, sampling.width, sampling.height)
+    latent = torch.zeros(1, *shape, device=comfy.model_management.intermediate_device())
     samples = comfy.sample.sample(
         model,
         comfy.sample.prepare_noise(latent, sampling.seed),
@@ -70,8 +71,7 @@ def draw(
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=sampling.seed,
     )
-    picture: Tensor = vae.decode(samples)
-    return picture
+    return decode(vae, samples)
 
 
 def likeness(vision: Any, originals: Tensor, others: Tensor) -> list[float]:

@@ -159,10 +159,24 @@ class TestMiniature:
         return (os.path.basename(path),)
 
 
+class TestMiniatureVAE:
+    """Writes a family's VAE in miniature for the stock loader; its name."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"family": ("STRING",)}})
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = ("STRING",), "write", "test", True
+
+    def write(self, family):
+        folder = folder_paths.get_folder_paths("vae")[0]
+        os.makedirs(folder, exist_ok=True)
+        path = os.path.join(folder, f"{family}.safetensors")
+        comfy.utils.save_torch_file(miniatures.vae_of(family), path)
+        return (os.path.basename(path),)
+
+
 NODE_CLASS_MAPPINGS = {
     kind.__name__: kind
     for kind in (
         *(TestClipVision, TestCosines, TestOffloaded, TestPackedLoader, TestSplit),
-        *(TestWideClip, TestMiniature),
+        *(TestWideClip, TestMiniature, TestMiniatureVAE),
     )
 }

@@ -20,3 +20,9 @@ def _families() -> tuple[str, ...]:
 
 
 FAMILIES = _families()
+
+
+def with_vaes() -> tuple[str, ...]:
+    """Those that are drawn with a VAE in miniature: a kind of latents each."""
+    is_new = "flux2" in FAMILIES  # older hosts know the video models' VAEs in full size alone
+    return ("sd3", "flux", "flux2", "wan", "wan22") if is_new else ("sd3",)

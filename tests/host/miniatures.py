@@ -152,6 +152,14 @@ MINIATURES = {
         },
         text=4096,
     ),
+    "wan22": Miniature(
+        ("wan.model", "WanModel"),
+        {
+            **{"model_type": "t2v", "dim": 128, "num_heads": 1, "ffn_dim": 256, "num_layers": 2},
+            **{"in_dim": 48, "out_dim": 48, "cross_attn_norm": True},
+        },
+        text=4096,
+    ),
 }
 
 
@@ -179,6 +187,53 @@ def state_of(name: str, seed: int = 0) -> dict[str, Tensor]:
     )
     generator = torch.Generator().manual_seed(seed)
     return {n: _random(n, t.shape, generator) for n, t in network.state_dict().items()}
+
+
+_KL = {
+    **{"double_z": True, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 32},
+    **{"ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0},
+}
+_WAN = {
+    **{"dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": []},
+    **{"temperal_downsample": [False, True, True], "dropout": 0.0},
+}
+VAES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
+    "sd3": ("taesd.taesd", "TAESD", "", {"latent_channels": 16}),
+    "flux": (
+        "ldm.modules.diffusionmodules.model",
+        "Decoder",
+        "decoder.",
+        {**_KL, "z_channels": 16},
+    ),
+    "flux2": (
+        "ldm.modules.diffusionmodules.model",
+        "Decoder",
+        "decoder.",
+        {**_KL, "z_channels": 32},
+    ),
+    "wan": ("ldm.wan.vae", "WanVAE", "", _WAN),
+    "wan22": ("taesd.taehv", "TAEHV", "", {"latent_channels": 48}),
+}
+"""By family: module and class of its VAE's network, or of the part that decodes, the prefix of that
+in files, and arguments. The stock loader knows these by their tensors."""
+
+
+def vae_of(name: str) -> dict[str, Tensor]:
+    """A state dict of a VAE with random weights, of the names that a published file has."""
+    module, kind, prefix, config = VAES[name]
+    with torch.device("meta"):
+        network = getattr(importlib.import_module(f"comfy.{module}"), kind)(**config)
+    generator = torch.Generator().manual_seed(0)
+    shapes = {f"{prefix}{n}": t.shape for n, t in network.state_dict().items()}
+    if name == "flux2":  # whose latents are normalised, four to a pixel of what is decoded
+        channels = config["z_channels"]
+        shapes |= {"post_quant_conv.weight": torch.Size([channels, channels, 1, 1])}
+        shapes |= {"post_quant_conv.bias": torch.Size([channels])}
+    state = {n: _random(n, shape, generator) for n, shape in shapes.items()}
+    if name == "flux2":
+        wide = torch.Size([4 * channels])
+        state |= {"bn.running_mean": torch.zeros(wide), "bn.running_var": torch.ones(wide)}
+    return state
 
 
 def _random(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
