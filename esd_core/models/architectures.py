@@ -9,7 +9,7 @@ SD 1.x and 2.x it does not.
 Of transformers, esd-x trains what text enters attention through. Where a block has weights of its
 own for text (FLUX, SD3, Qwen-Image), those of its attention; where pictures and text share all
 weights (Z-Image, Lumina 2, Krea 2), the layers that text passes before it meets the picture; where
-there is cross-attention (Wan), that. The official code (at 2ff19a1) trains more for
+there is cross-attention (Wan, Anima), that. The official code (at 2ff19a1) trains more for
 FLUX: the picture's attention too. esd-u is the rest of the layers within the blocks.
 """
 
@@ -327,11 +327,26 @@ KREA2 = _transformer(
     ss_version="krea2",
     hosts=(("Krea2", "Krea2"),),
 )
+ANIMA = _transformer(
+    _transformer_layers(
+        r"blocks\.\d+\..+",
+        r"blocks\.\d+\.cross_attn\.([qkv]|output)_proj",
+        r"blocks\.\d+\.cross_attn\.[kv]_proj",
+    ),
+    "transformer",
+    name="anima",
+    title="Anima",
+    cfg=4.0,
+    modelspec="anima",
+    ss_version="anima",
+    hosts=(("Anima", "Anima"),),
+    text_input="llm_adapter.blocks.0.cross_attn.k_proj",
+)
 
 _UNETS = (SDXL, REFINER, SD2, SD1)
 _TRANSFORMERS = (
     *(SD3, FLUX, FLUX2, CHROMA, QWEN_IMAGE, Z_IMAGE, LUMINA2, AURA_FLOW),
-    *(KREA2, WAN),
+    *(KREA2, ANIMA, WAN),
 )
 ARCHITECTURES = {known.name: known for known in (*_UNETS, *_TRANSFORMERS)}
 """By name."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
 
 Slot = tuple[nn.Module, str]
 """A module, and the parameter's name in it."""
@@ -99,11 +100,13 @@ def hollowed(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """A copy whose tensors have the shapes of the network's, and are made anew, on the CPU.
 
     Inside torch's FakeTensorMode those have no contents: nothing of the network's size is made.
+    That goes for tensors of its last pass, too, where a network keeps some.
 
     dtype: of all of them; their own unless given.
     """
     memo: dict[int, object] = {}
-    for tensor in (*network.parameters(), *network.buffers()):
+    held = (value for part in network.modules() for value in tree_iter(vars(part)))
+    for tensor in (value for value in held if isinstance(value, Tensor)):
         empty = torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device="cpu")
         is_parameter = isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = nn.Parameter(empty, requires_grad=False) if is_parameter else empty

@@ -14,9 +14,12 @@ import comfy.model_patcher
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
+import torch.nn.functional as F
+from comfy.ldm.cosmos.predict2 import MiniTrainDIT
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from comfy.model_management import get_free_memory, throw_exception_if_processing_interrupted
+from einops import rearrange
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
@@ -172,7 +175,7 @@ class HostDenoiser:
     def predict(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         throw_exception_if_processing_interrupted()
         self.on_rows(len(x), torch.is_grad_enabled())
-        with OutOfPlace() if torch.is_grad_enabled() else nullcontext():
+        with self._differentiable():
             if conditioning.lengths is None:
                 denoised = self._denoised(x, sigma, conditioning)
             else:
@@ -181,6 +184,11 @@ class HostDenoiser:
                 order = torch.tensor([row for rows, _ in groups for row in rows]).argsort()
                 denoised = torch.cat(parts)[order.to(x.device)]
         return from_denoised(denoised, x, sigma)
+
+    def _differentiable(self) -> AbstractContextManager[Any]:
+        """The teacher, too, where another kernel would give other digits."""
+        is_needed = torch.is_grad_enabled() or isinstance(self.network, MiniTrainDIT)
+        return Differentiable() if is_needed else nullcontext()
 
     def _denoised(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         given: dict[str, Any] = dict(conditioning.extra)
@@ -200,19 +208,46 @@ class HostDenoiser:
         return denoised
 
 
-class OutOfPlace(TorchFunctionMode):
-    """Inside, `x += y` makes a new tensor, as it must where backward needs the old one.
+class Differentiable(TorchFunctionMode):
+    """Inside, the host's networks can go back.
 
-    The blocks of FLUX and its kin add to their inputs in place: plain backward raises, and
-    recomputation from inputs that have been added to gives wrong gradients without a word. What is
-    rebound, as by +=, is right either way; a bare `x.add_(y)` would be lost, and no model that can
-    be trained here has one (tests/host/test_family_gradients.py compares predictions).
+    `x += y` makes a new tensor, as it must where backward needs the old one. The blocks of FLUX and
+    its kin add to their inputs in place: plain backward raises, and recomputation from inputs that
+    have been added to gives wrong gradients without a word. What is rebound, as by +=, is right
+    either way; a bare `x.add_(y)` would be lost, and no model that can be trained here has one
+    (tests/host/test_family_gradients.py compares predictions).
+
+    Anima calls a kernel that has no gradient, without asking whether the host trains.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.add_ and _is_recorded(*args):
             func = Tensor.add
+        if func is _RMS_ROPE:
+            func = _rms_rope
         return func(*args, **(kwargs or {}))
+
+
+_RMS_ROPE = getattr(torch.ops.comfy_kitchen, "rms_rope_split_half", None)
+"""None on older hosts, whose networks do the same with torch alone."""
+
+
+def _rms_rope(
+    q: Tensor, k: Tensor, turns: Tensor, q_scale: Tensor, k_scale: Tensor, eps: float, *_: int
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys, [..., D], by RMSNorm (Zhang and Sennrich 2019), then with element i and
+    element i + D / 2 turned together (RoPE, Su et al. 2021).
+
+    turns: [..., D / 2, 2, 2], a rotation a pair.
+    """
+
+    def turned(x: Tensor, scale: Tensor) -> Tensor:
+        normed = F.rms_norm(x, x.shape[-1:], scale, eps).to(turns.dtype)
+        first, second = (half.unsqueeze(-1) for half in normed.chunk(2, dim=-1))
+        pairs = turns[..., 0] * first + turns[..., 1] * second
+        return rearrange(pairs, "... d two -> ... (two d)").to(x.dtype)
+
+    return turned(q, q_scale), turned(k, k_scale)
 
 
 def _is_recorded(*values: Any) -> bool:
@@ -222,7 +257,7 @@ def _is_recorded(*values: Any) -> bool:
 
 def _recomputing() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """Around a block's pass, and around its recomputation, which may run in another thread."""
-    return nullcontext(), OutOfPlace()
+    return nullcontext(), Differentiable()
 
 
 def _blocks(network: nn.Module) -> list[nn.Module]:

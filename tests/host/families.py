@@ -7,7 +7,7 @@ _BY_VERSION = {
     "comfy/ldm/qwen_image/model.py": ("qwen-image",),
     "comfy/ldm/krea2/model.py": (
         *("flux", "flux-schnell", "chroma", "lumina2"),  # older ones: miniatures of other settings
-        *("flux2", "z-image", "krea2"),
+        *("flux2", "z-image", "krea2", "anima"),
     ),
 }
 """Which came with which file of ComfyUI's, or are made with what came with it."""

@@ -11,6 +11,7 @@ another order.
 
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 from host_process import enter
@@ -76,6 +77,22 @@ def ours(name, clip):
     return found, (x, sigma, weigh), train, teacher
 
 
+@contextmanager
+def kernels_with_gradients():
+    """Anima calls one that has none, whose package has the same in torch's own functions."""
+    try:
+        import comfy_kitchen
+        from comfy_kitchen.backends.eager import rope
+    except ImportError:  # with older hosts, which have no such kernels
+        yield
+        return
+    before = comfy_kitchen.rms_rope_split_half
+    comfy_kitchen.rms_rope_split_half = rope.rms_rope_split_half
+    yield
+    comfy_kitchen.rms_rope_split_half = before
+
+
+@kernels_with_gradients()
 def reference(name, clip, given, train):
     """The same of the network as it is loaded."""
     x, sigma, weigh = given

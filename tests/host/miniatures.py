@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import comfy.ops
@@ -144,6 +145,19 @@ MINIATURES = {
         is_ragged=True,
         stock="Krea2",
     ),
+    "anima": Miniature(
+        ("anima.model", "Anima"),
+        {
+            **{"max_img_h": 240, "max_img_w": 240, "max_frames": 128, "patch_spatial": 2},
+            **{"patch_temporal": 1, "in_channels": 16, "out_channels": 16, "num_heads": 2},
+            **{"model_channels": 64, "num_blocks": 2, "crossattn_emb_channels": 32},
+            **{"pos_emb_cls": "rope3d", "use_adaln_lora": True, "adaln_lora_dim": 32},
+            "rope_enable_fps_modulation": False,
+        },
+        text=32,
+        is_ragged=True,
+        stock="Anima",
+    ),
     "wan": Miniature(
         ("wan.model", "WanModel"),
         {
@@ -163,8 +177,15 @@ MINIATURES = {
 }
 
 
+ADAPTER = {"source_dim": 32, "target_dim": 32, "model_dim": 32, "num_layers": 2, "num_heads": 2}
+"""Of Anima, which makes its text states from others, and has this in one size alone."""
+
+
 def register() -> None:
     """Lets the stock loaders know the sizes of those that need it."""
+    anima = getattr(comfy.ldm, "anima", None)
+    if anima and not isinstance(anima.model.LLMAdapter, partial):
+        anima.model.LLMAdapter = partial(anima.model.LLMAdapter, **ADAPTER)
     known = {kind.__name__ for kind in comfy.supported_models.models}
     for miniature in MINIATURES.values():
         kind = getattr(comfy.supported_models, miniature.stock, None)
@@ -252,7 +273,7 @@ class WideClip:
     """
 
     def __init__(self, clip: Any, name: str) -> None:
-        self._clip, self._miniature = clip, MINIATURES[name]
+        self._clip, self._name, self._miniature = clip, name, MINIATURES[name]
 
     def tokenize(self, text: str) -> Any:
         return self._clip.tokenize(text)
@@ -270,6 +291,9 @@ class WideClip:
             pooled = _wide(found["pooled_output"], self._miniature.pooled)
         assert return_dict
         given = {"cond": states, "pooled_output": pooled}
+        if self._name == "anima":  # which gives the tokens of a second tokenizer too
+            given["t5xxl_ids"] = torch.tensor([token for token, *_ in tokens["l"][0]]) % 32128
+            given["t5xxl_weights"] = torch.ones(len(given["t5xxl_ids"]))
         return given
 
     def encode_from_tokens_scheduled(self, tokens: Any, **_: Any) -> Any:
