@@ -34,7 +34,8 @@ PLAN = Plan(*[0] * 8, checkpointing=False, micro_batch=4, keeps_bf16=False, samp
 
 def bank_of(denoiser, config, sampling_batch=None):
     size = config.width, config.height
-    return Bank(denoiser, term_source(config), config.trajectory, size, sampling_batch)
+    source = term_source(config, denoiser.architecture)
+    return Bank(denoiser, source, config.trajectory, size, sampling_batch)
 
 
 def probes_of(denoiser, config):

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from ..config.concepts import Concept
 from ..config.settings import AUTO, ErasureConfig
+from ..models.architectures import Architecture
 from .samples import preserved_part
 from .templates import (
     ADJECTIVES,
@@ -34,8 +35,9 @@ T = TypeVar("T")
 
 MIXED = (True, True, True, False, False)
 """Whether contexts have another word beside the concept, by turns."""
-MOST = 1024
-"""Preserved prompts of a run: each is encoded, and SDXL's text states take 0.6 MB a prompt."""
+MOST, ROOM = 1024, 2**32
+"""Preserved prompts of a run, and bytes of all their text states in float32: each is encoded, and
+takes 0.6 MB for SDXL, 8 MB for Wan, 31 MB for FLUX.2."""
 PRESERVING = 2
 """Samples that preserve for every one that erases."""
 _TRIES = 100
@@ -162,16 +164,19 @@ def probed(config: ErasureConfig) -> dict[str, tuple[Term, ...]]:
     return found
 
 
-def term_source(config: ErasureConfig) -> TermSource:
+def term_source(config: ErasureConfig, architecture: Architecture) -> TermSource:
     """What a run learns, round by round."""
-    return ContextTerms(config, _rounds(config)) if config.contexts else LineTerms(config)
+    if not config.contexts:
+        return LineTerms(config)
+    fitting = ROOM // (4 * architecture.text_numbers)
+    return ContextTerms(config, _rounds(config, min(MOST, fitting)))
 
 
-def _rounds(config: ErasureConfig) -> int:
-    """As many as the steps of a run use up, within MOST prompts."""
+def _rounds(config: ErasureConfig, most: int) -> int:
+    """As many as the steps of a run use up, within that many prompts; one at least."""
     trajectory, training = config.trajectory, config.training
     samples = trajectory.count * trajectory.steps
     part = preserved_part(training.batch_size, PRESERVING) if config.preserves else 0
     share = training.batch_size - part
     used = -(-training.steps // (samples // min(share, samples) * trajectory.reuse))
-    return min(used, max(1, MOST // samples))
+    return min(used, max(1, most // samples))

@@ -44,6 +44,8 @@ class Architecture:
         is_marked_v: whether ComfyUI tells a v-model by an empty tensor in its file.
         hosts: ComfyUI's names for it, of the config in supported_models and of the class in
             model_base; none for UNets, which are told by their sizes.
+        text_numbers: of the text states of a prompt, as ComfyUI pads it or makes it of a sentence;
+            elsewhere they are about as few.
         text_input: a transformer's layer that takes text, with as many columns as that is wide; ""
             where more than one does.
     """
@@ -67,6 +69,7 @@ class Architecture:
     has_ldm_lora_names: bool = False
     is_marked_v: bool = False
     hosts: tuple[tuple[str, str], ...] = ()
+    text_numbers: int = 77 * 2048
     text_input: str = ""
 
     @property
@@ -200,6 +203,7 @@ SD3 = _transformer(
     modelspec="stable-diffusion-v3.5-medium",
     ss_version="sd3",
     hosts=(("SD3", "SD3"),),
+    text_numbers=154 * 4096,
     text_input="context_embedder",
 )
 _FLUX_LAYERS = _transformer_layers(
@@ -217,6 +221,7 @@ FLUX = _transformer(
     modelspec="flux-1-dev",
     ss_version="flux1",
     hosts=(("Flux", "Flux"), ("FluxSchnell", "Flux")),
+    text_numbers=256 * 4096,
     text_input="txt_in",
 )
 FLUX2 = _transformer(
@@ -228,6 +233,7 @@ FLUX2 = _transformer(
     modelspec="flux-2-dev",
     ss_version="flux2",
     hosts=(("Flux2", "Flux2"),),
+    text_numbers=512 * 15360,
     text_input="txt_in",
 )
 CHROMA = _transformer(
@@ -311,6 +317,7 @@ WAN = _transformer(
     modelspec="wan-2.1",
     ss_version="wan",
     hosts=(("WAN21_T2V", "WAN21"), ("WAN22_T2V", "WAN22")),
+    text_numbers=512 * 4096,
     text_input="text_embedding.0",
 )
 KREA2 = _transformer(
@@ -326,6 +333,7 @@ KREA2 = _transformer(
     modelspec="krea-2",
     ss_version="krea2",
     hosts=(("Krea2", "Krea2"),),
+    text_numbers=64 * 12 * 2560,
 )
 ANIMA = _transformer(
     _transformer_layers(
@@ -340,6 +348,7 @@ ANIMA = _transformer(
     modelspec="anima",
     ss_version="anima",
     hosts=(("Anima", "Anima"),),
+    text_numbers=512 * 1024,
     text_input="llm_adapter.blocks.0.cross_attn.k_proj",
 )
 

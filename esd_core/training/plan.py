@@ -187,7 +187,7 @@ class Planner:
         if self._ranks.shards_optimizer:
             optimizer = self._ranks.most(optimizer)
         shape = self._denoiser.latent_shape(config.width, config.height)
-        return masters, optimizer, _bank(config, torch.Size(shape))
+        return masters, optimizer, self._bank(config, torch.Size(shape))
 
     def _least(self, config: ErasureConfig, micro_batch: int) -> int:
         """What a run needs in any case: what is held, and the gradients."""
@@ -244,8 +244,16 @@ class Planner:
 
     def _evaluations(self, config: ErasureConfig) -> int:
         """Evaluations of a round that would go through the network together."""
-        widest = max(len(term.rollout()) for term in term_source(config).terms)
+        source = term_source(config, self._denoiser.architecture)
+        widest = max(len(term.rollout()) for term in source.terms)
         return self._ranks.most(config.trajectory.count) * widest
+
+    def _bank(self, config: ErasureConfig, latent: torch.Size) -> int:
+        """A round's samples, latent and target in float32, with those that preserve."""
+        source = term_source(config, self._denoiser.architecture)
+        sides = 1 + source.preserving if config.preserves else 1
+        samples = sides * config.trajectory.count * config.trajectory.steps
+        return samples * 2 * 4 * latent.numel()
 
 
 def memory_savers(config: ErasureConfig) -> Iterator[tuple[str, Any]]:
@@ -265,10 +273,3 @@ def memory_savers(config: ErasureConfig) -> Iterator[tuple[str, Any]]:
         if max(config.width, config.height) > edge:
             yield "width", min(config.width, edge)
             yield "height", min(config.height, edge)
-
-
-def _bank(config: ErasureConfig, latent: torch.Size) -> int:
-    """A round's samples, latent and target in float32, with those that preserve."""
-    sides = 1 + term_source(config).preserving if config.preserves else 1
-    samples = sides * config.trajectory.count * config.trajectory.steps
-    return samples * 2 * 4 * latent.numel()

@@ -19,6 +19,7 @@ from ..method.probes import CONTROL_PROMPTS, Probes
 from ..method.rounds import Rounds
 from ..method.shares import ALONE, Alone
 from ..method.terms import prompts_of
+from ..models.architectures import Architecture
 from ..models.denoiser import Denoiser, Rehearsable
 from .checkpoint import StateFile, damaged
 from .deterministic import deterministic
@@ -90,7 +91,7 @@ def _prepared(
     if training.loss_weight == "v":
         levels = denoiser.schedule(config.trajectory.steps, *size).sigmas[:-1]
         weigh = v_weight(denoiser.prediction, levels)
-    source = term_source(config)
+    source = term_source(config, denoiser.architecture)
     bank = Bank(denoiser, source, config.trajectory, size, plan.sampling_batch, weigh, ranks)
     own_state, state = None, None
     if state_file:
@@ -120,9 +121,10 @@ def _prepared(
     return trainer
 
 
-def encoded_prompts(config: ErasureConfig) -> tuple[str, ...]:
+def encoded_prompts(config: ErasureConfig, architecture: Architecture) -> tuple[str, ...]:
     """All that a run encodes, for a host that does so beforehand."""
-    return (*prompts_of(term_source(config).terms), *probed_prompts(config))
+    learnt = prompts_of(term_source(config, architecture).terms)
+    return (*learnt, *probed_prompts(config))
 
 
 def probed_prompts(config: ErasureConfig) -> tuple[str, ...]:

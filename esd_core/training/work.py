@@ -15,6 +15,7 @@ from ..method.contexts import probed, term_source
 from ..method.probes import STEPS, TRAJECTORIES, watched_rollouts
 from ..method.samples import preserved_part
 from ..method.terms import RoundTerms
+from ..models.denoiser import Conditioning, Denoiser
 from .trainer import Trainer
 
 
@@ -26,18 +27,31 @@ class Work:
     trained: int
 
 
-def recording_rows(config: ErasureConfig) -> int:
+def recording_rows(config: ErasureConfig, denoiser: Denoiser) -> int:
     """Evaluations for what probes hold the student against."""
-    rollouts = [term.rollout() for term in chain(*probed(config).values())]
-    return _states(config) * sum(map(len, {*rollouts, *watched_rollouts(config)}))
+    asked = {term.rollout() for term in chain(*probed(config).values())}
+    asked |= {*watched_rollouts(config)}
+    leading = _leading(_one_row(config, denoiser))
+    return _states(config) * sum(len(prompts) + leading for prompts in asked)
 
 
-def expected(config: ErasureConfig, probe_interval: int) -> Work:
+def _one_row(config: ErasureConfig, denoiser: Denoiser) -> Conditioning:
+    return denoiser.encode([""], config.width, config.height)
+
+
+def _leading(rows: Conditioning) -> int:
+    """Evaluations a state that lead to it and from which nothing is learnt: where guidance is an
+    input of the network, one, with more of it than targets have."""
+    return 0 if rows.guidance is None else 1
+
+
+def expected(config: ErasureConfig, denoiser: Denoiser, probe_interval: int) -> Work:
     """A run from its first step, about: which probes tell is known when they are recorded."""
     terms = len([*chain(*probed(config).values())])
     probe = _states(config) * (terms + len(watched_rollouts(config)))
-    source = term_source(config)
-    return _work(config, source.of_round, source.preserving, probe, probe_interval)
+    source = term_source(config, denoiser.architecture)
+    leading = _leading(_one_row(config, denoiser))
+    return _work(config, source.of_round, source.preserving, leading, probe, probe_interval)
 
 
 def remaining(trainer: Trainer) -> Work:
@@ -45,7 +59,8 @@ def remaining(trainer: Trainer) -> Work:
     rounds, interval = trainer.rounds, trainer.probe_interval
     at = Position(trainer.step, rounds.next_index, rounds.ready)
     bank, probe = rounds.bank, trainer.probes.rows
-    return _work(trainer.config, bank.terms_of, bank.preserving, probe, interval, at)
+    leading = _leading(bank.conditioning)
+    return _work(trainer.config, bank.terms_of, bank.preserving, leading, probe, interval, at)
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,7 @@ def _work(
     config: ErasureConfig,
     terms_of: Callable[[int], RoundTerms],
     preserving: int,
+    leading: int,
     probe: int,
     interval: int,
     at: Position = _START,
@@ -72,7 +88,7 @@ def _work(
     index, to_draw, evaluated = at.round, steps - at.step - at.ready, 0
     while to_draw > 0:
         terms = terms_of(index)
-        evaluated += _round_rows(terms, config)
+        evaluated += _round_rows(terms, leading, config)
         to_draw -= _batches(terms, preserving, config)
         index += 1
     probes = 1 + (steps // interval - at.step // interval if interval else 0)
@@ -83,10 +99,11 @@ def _states(config: ErasureConfig) -> int:
     return TRAJECTORIES * min(STEPS, config.trajectory.steps)
 
 
-def _round_rows(terms: RoundTerms, config: ErasureConfig) -> int:
+def _round_rows(terms: RoundTerms, leading: int, config: ErasureConfig) -> int:
     """On policy, the student's own two predictions lead, and the teacher's come on top."""
     steps, on_policy = config.trajectory.steps, config.trajectory.source == "student"
-    predicted = sum(len(term.rollout()) + (2 if on_policy else 0) for term in terms.followed)
+    own = leading + (2 if on_policy else 0)
+    predicted = sum(len(term.rollout()) + own for term in terms.followed)
     return steps * predicted + min(len(terms.beside), steps * _erasing(terms))
 
 

@@ -19,12 +19,11 @@ from ...esd_core.method.sampling import sample, unit_noise
 from ...esd_core.method.terms import erasing
 from ...esd_core.models.swap import Weight
 from .denoiser import HostDenoiser
+from .model import takes_guidance
 from .pocket import PocketLatent, load_vae
 from .vae import decode, refuse_other
 
-STEPS = 12
-ROWS = 2 * STEPS
-"""Evaluations that a picture takes."""
+_STEPS = 12
 _SPARE = 1.1
 """The host makes room for a model and a tenth more."""
 
@@ -34,11 +33,15 @@ class Previewer:
 
     With a VAE its pictures are those of the model; without one they are the host's best guess from
     the latents: TAESD where it is installed, else a linear map.
+
+    Attributes:
+        rows: evaluations that a picture takes.
     """
 
     def __init__(self, denoiser: HostDenoiser, config: ErasureConfig, vae: Any = None) -> None:
         self._denoiser, self._config = denoiser, config
         self.prompt = erasing(config)[0].student
+        self.rows = _STEPS if takes_guidance(denoiser.model) else 2 * _STEPS
         self._format = denoiser.model.model.latent_format
         if vae is not None:
             refuse_other(vae, denoiser.model)
@@ -65,7 +68,7 @@ class Previewer:
         rows = denoiser.encode([self.prompt, ""], config.width, config.height)
         pair = [rows.select([0]), rows.select([1])]
         guidance = config.trajectory.guidance
-        schedule = denoiser.schedule(STEPS, config.width, config.height)
+        schedule = denoiser.schedule(_STEPS, config.width, config.height)
         return sample(denoiser, noise, pair, schedule, guidance, sampling_batch=sampling_batch)
 
     def _has_room(self, latents: Tensor) -> bool:

@@ -21,7 +21,6 @@ from ...esd_core.training.events import Progress
 from ...esd_core.training.plan import Plan
 from ...esd_core.training.trainer import Trainer
 from ...esd_core.training.work import Work, expected, recording_rows, remaining
-from . import previews
 from .clock import Clock, written
 from .denoiser import HostDenoiser
 from .folders import shown
@@ -71,7 +70,8 @@ class NodeEvents:
         self._pictures: list[Image.Image] = []
         self._doing = f"{plan};\nrecording what the model predicts"
         self._interval = config.training.probe_interval or _interval(config.training.steps)
-        self._expect(expected(config, self._interval), 0, recording_rows(config))
+        work = expected(config, denoiser, self._interval)
+        self._expect(work, 0, recording_rows(config, denoiser))
         denoiser.on_rows = self._on_rows
         self._say()
 
@@ -151,7 +151,7 @@ class NodeEvents:
         """From that step on; previews come at the start, on the way and at the end."""
         every, steps = self._config.training.preview_every, self._config.training.steps
         drawn = 2 + (steps - 1) // every - step // every if every else 0
-        self._clock.expect(work.evaluated + recording + previews.ROWS * drawn, work.trained)
+        self._clock.expect(work.evaluated + recording + self._previewer.rows * drawn, work.trained)
 
 
 def _interval(steps: int) -> int:

@@ -90,12 +90,12 @@ def train(
         InterruptProcessingException: on Cancel; the state is saved.
     """
     folders.check_prefix(prefix)
-    architecture(model)
+    kind = architecture(model)
     refuse_quantised(model)
     refuse_split(model)
     _refuse_too_late(model, config)
     texts = Texts(clip)
-    texts.learn(encoded_prompts(config))
+    texts.learn(encoded_prompts(config, kind))
     with oom_as_error(), borrowed(model, config.training.precision, _needed(model)) as own:
         denoiser = HostDenoiser(own, texts)
         course = _course(config, denoiser, texts)

@@ -28,7 +28,11 @@ def official(denoiser: Denoiser, config: ErasureConfig) -> Trainer:
     trainer = pocket.trainer(denoiser, config)
     size = config.width, config.height
     trainer.rounds.bank = OfficialScheduleBank(
-        denoiser, term_source(config), config.trajectory, size, trainer.plan.sampling_batch
+        denoiser,
+        term_source(config, denoiser.architecture),
+        config.trajectory,
+        size,
+        trainer.plan.sampling_batch,
     )
     return trainer
 

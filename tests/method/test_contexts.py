@@ -7,7 +7,7 @@ from trainers import bank_of
 
 from esd_core.config.concepts import parse
 from esd_core.errors import ConfigError
-from esd_core.method.contexts import MOST, ContextTerms, Draw, probed, term_source
+from esd_core.method.contexts import MOST, ROOM, ContextTerms, Draw, probed, term_source
 from esd_core.method.rounds import Rounds
 from esd_core.method.templates import (
     ACT,
@@ -22,6 +22,7 @@ from esd_core.method.templates import (
 )
 from esd_core.method.terms import LineTerms, Term
 from esd_core.method.words import OBJECTS, STYLES
+from esd_core.models.architectures import FLUX2, SDXL, WAN
 
 ROLE_KINDS = [STYLE, OBJECT, PERSON, ACT]
 AUTO = {"contexts": ["auto"], "negative_guidance": 1.5, "preserve_weight": 3.0}
@@ -110,8 +111,8 @@ def test_a_template_without_one_place_is_refused(settings, template):
 
 
 def test_without_contexts_lines_are_learnt_by_their_bare_names(settings):
-    assert isinstance(term_source(settings()), LineTerms)
-    assert isinstance(term_source(settings(AUTO)), ContextTerms)
+    assert isinstance(term_source(settings(), SDXL), LineTerms)
+    assert isinstance(term_source(settings(AUTO), SDXL), ContextTerms)
 
 
 def test_a_concept_is_pushed_from_the_same_prompt_without_it(settings):
@@ -227,15 +228,26 @@ def test_a_run_uses_up_the_rounds_that_are_drawn(toy, settings, further):
     rounds.bank.sample_round = lambda index, *rest: asked.append(index) or draw(index, *rest)
     for _ in range(9):
         rounds.next_batch(dict)
-    source = term_source(config)
+    source = term_source(config, SDXL)
     assert len(source._rounds) == len(asked) == (3 if config.preserves else 9)
 
 
 def test_a_long_run_comes_back_to_its_contexts(settings):
     """What is encoded beforehand does not grow with the steps."""
-    source = term_source(settings({**AUTO, "training.steps": 10**6}))
+    source = term_source(settings({**AUTO, "training.steps": 10**6}), SDXL)
     assert len(source.terms) < 4 * MOST
     assert source.of_round(0) == source.of_round(len(source._rounds))
+
+
+@pytest.mark.parametrize("architecture", [FLUX2, WAN])
+def test_prompts_of_wide_text_are_as_few_as_their_room_holds(settings, architecture):
+    """ROOM is for those that preserve; what is erased comes on top."""
+    config = settings({**AUTO, "training.steps": 10**6, "trajectory.count": 1})
+    few, many = (term_source(config, one) for one in (architecture, SDXL))
+    preserving = {term for term in few.terms if term.concept is None}
+    assert 4 * architecture.text_numbers * len(preserving) <= ROOM
+    assert len(few.terms) < len(many.terms)
+    assert few.of_round(0) == many.of_round(0)
 
 
 # -- in a bank -------------------------------------------------------------------------------
@@ -262,7 +274,7 @@ def test_targets_of_a_round_are_the_teachers_at_its_states(denoiser, settings):
     import torch
 
     config = settings({**AUTO, "training.steps": 3})
-    source, bank = term_source(config), bank_of(denoiser, config)
+    source, bank = term_source(config, SDXL), bank_of(denoiser, config)
     samples = bank.sample_round(0, generator(3))
     terms = {term.student: term for term in source.of_round(0).followed if term.concept}
 

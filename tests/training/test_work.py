@@ -1,5 +1,7 @@
 """What a run is said to cost, against the rows that go through the network."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -27,6 +29,17 @@ class Counted:
         monkeypatch.setattr(denoiser, "predict", counting)
 
 
+def take_guidance(denoiser, monkeypatch):
+    """As if it were an input of the network, which does not listen."""
+    encode = denoiser.encode
+
+    def guided(prompts, *size):
+        return replace(encode(prompts, *size), guidance=torch.ones(len(prompts)))
+
+    monkeypatch.setattr(denoiser, "encode", guided)
+
+
+@pytest.mark.parametrize("takes_guidance", [False, True])
 @pytest.mark.parametrize(
     "given",
     [
@@ -38,16 +51,18 @@ class Counted:
     ],
 )
 def test_a_run_takes_as_many_rows_as_it_is_said_to(
-    denoiser, settings, recorder, monkeypatch, given
+    denoiser, settings, recorder, monkeypatch, given, takes_guidance
 ):
+    if takes_guidance:
+        take_guidance(denoiser, monkeypatch)
     config = settings({**LINES, "training.steps": 8, **given})
     plan = check(denoiser, config)
     counted = Counted(denoiser, monkeypatch)
     with torch.no_grad():
         trainer = prepare(denoiser, config, plan)
-    assert counted.evaluated == recording_rows(config)
+    assert counted.evaluated == recording_rows(config, denoiser)
     counted.evaluated, whole = 0, remaining(trainer)
-    assert expected(config, trainer.probe_interval) == whole
+    assert expected(config, denoiser, trainer.probe_interval) == whole
     for _ in range(3):
         trainer.take_step()
     done = Work(whole.evaluated - counted.evaluated, whole.trained - counted.trained)
