@@ -17,12 +17,12 @@ CFG = {"sd3": 4.0, "flux": 1.0, "flux2": 1.0, "wan": 5.0, "wan22": 5.0}
 SAMPLING = {"seed": 1, "steps": STEPS, "sampler_name": "euler", "scheduler": "simple"}
 
 
-def parts(graph, family):
-    """MODEL, CLIP and VAE."""
-    path = graph._server.base / "models" / "vae" / f"{family}.safetensors"
+def parts(graph, family, other=None):
+    """MODEL, CLIP and VAE, that of another family if it is the same."""
+    path = graph._server.base / "models" / "vae" / f"{other or family}.safetensors"
     if not path.is_file():
         writing = Graph(graph._server)
-        writing.add("TestMiniatureVAE", family=family)
+        writing.add("TestMiniatureVAE", family=other or family)
         succeed(writing)
     model, clip = model_of(graph, family)
     return model, clip, [graph.add("VAELoader", vae_name=path.name), 0]
