@@ -109,12 +109,17 @@ class Bank:
         self._refuse_meaningless()
 
     def _encoded(self) -> Conditioning:
-        """A part at a time, and on the CPU: there may be many hundreds."""
-        parts = [
-            self.denoiser.encode(self.prompts[start : start + _ENCODED], *self._size)
-            for start in range(0, len(self.prompts), _ENCODED)
-        ]
-        return Conditioning.cat([part.map(lambda tensor: tensor.cpu()) for part in parts])
+        """A part at a time, on the CPU, and each rank its share: there may be many hundreds."""
+        own = self._ranks.share(range(len(self.prompts)))
+        parts = []
+        for start in range(0, len(own), _ENCODED):
+            prompts = [self.prompts[place] for place in own[start : start + _ENCODED]]
+            found = self.denoiser.encode(prompts, *self._size)
+            parts.append(found.map(lambda tensor: tensor.cpu()))
+        shares = self._ranks.gather((own, parts))
+        places = torch.tensor([place for share, _ in shares for place in share])
+        encoded = Conditioning.cat([part for _, theirs in shares for part in theirs])
+        return encoded.select(places.argsort())
 
     def _refuse_meaningless(self) -> None:
         context = self.conditioning.context
