@@ -225,3 +225,29 @@ def test_a_launcher_says_which_rank_this_is():
     found = [place(variables) for variables in (TORCHRUN, SRUN, {**SRUN, **TORCHRUN})]
     assert [(p.rank, p.count, p.local, p.neighbours) for p in found] == [(5, 8, 1, 4)] * 3
     assert [p.meeting for p in found] == ["env://", "tcp://gpu-003:21236", "env://"]
+
+
+MEETING = """
+from argparse import Namespace
+from esd_core.cli.launch import ranks_of
+with ranks_of(Namespace(device="cpu")) as ranks:
+    print(ranks.gather((ranks.rank, ranks.count, ranks.neighbours)))
+"""
+
+
+def test_processes_that_srun_starts_meet():
+    """By its variables alone, as two tasks on this machine get them."""
+    here = {"SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": str(os.getpid())}
+    here |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2"}
+    world = {**os.environ, "PYTHONPATH": str(forks.TESTS.parent), **SRUN, **here}
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEETING],
+            env={**world, "SLURM_PROCID": number, "SLURM_LOCALID": number},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in "01"
+    ]
+    told = [task.communicate(timeout=100)[0] for task in tasks]
+    assert told == ["[(0, 2, 2), (1, 2, 2)]\n"] * 2
