@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from ...esd_core.errors import ESDError
 from ...esd_core.models.swap import replaced, slots_of
 from ...esd_core.storage.dtypes import PRECISIONS
+from ...esd_core.training.out_of_memory import oom_as_error
 from .model import refuse_quantised
+
+_WHOLE = (
+    "training needs all of the MODEL's weights on the device, so start ComfyUI without --novram "
+    "and --lowvram, or take a smaller model"
+)
 
 
 @contextmanager
@@ -37,12 +43,10 @@ def borrowed(
     clone = _clone(model)
     if precision != "auto" and PRECISIONS[precision] != compute_dtype(clone):
         clone.set_model_compute_dtype(PRECISIONS[precision])
-    comfy.model_management.load_models_gpu([clone], memory_required=needed, force_full_load=True)
+    with oom_as_error(_WHOLE):
+        comfy.model_management.load_models_gpu([clone], needed, force_full_load=True)
     if clone.model.model_lowvram:
-        raise ESDError(
-            "a part of the MODEL's weights is offloaded, and training needs all of them on the "
-            "device: start ComfyUI without --novram and --lowvram, or take a smaller model"
-        )
+        raise ESDError(f"a part of the MODEL's weights is offloaded: {_WHOLE}")
     refuse_quantised(clone)
     unet = clone.model.diffusion_model
     with (

@@ -95,7 +95,8 @@ def train(
     refuse_split(model)
     _refuse_too_late(model, config)
     texts = Texts(clip)
-    texts.learn(encoded_prompts(config, kind))
+    with oom_as_error("free more of the device for the text encoders, or take a smaller model"):
+        texts.learn(encoded_prompts(config, kind))
     with oom_as_error(), borrowed(model, config.training.precision, _needed(model)) as own:
         denoiser = HostDenoiser(own, texts)
         course = _course(config, denoiser, texts)

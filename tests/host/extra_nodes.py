@@ -1,5 +1,6 @@
 """Nodes that only the tests use: models that nothing small enough to download would give."""
 
+import copy
 import importlib.util
 import json
 import os
@@ -117,6 +118,43 @@ class TestOffloaded:
         return (model,)
 
 
+class TestLittleMemory:
+    """Empties the pretend accelerator of models, and leaves so many bytes free; 0 for all of it.
+
+    Gives the CLIP as it is where ComfyUI keeps text encoders on the CPU.
+    """
+
+    INPUT_TYPES = classmethod(
+        lambda cls: {"required": {"model": ("MODEL",), "clip": ("CLIP",), "free": ("INT", {})}}
+    )
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL", "CLIP"), "limit", "test"
+    whole = None
+
+    def limit(self, model, clip, free):
+        comfy.model_management.unload_all_models()
+        device = torch.ops.simdev
+        TestLittleMemory.whole = TestLittleMemory.whole or device.limit()
+        device.set_limit(device.allocated() + free if free else TestLittleMemory.whole)
+        on_cpu = clip.clone()
+        on_cpu.patcher.load_device = torch.device("cpu")
+        return (model, on_cpu)
+
+
+class TestBrokenVae:
+    """A VAE that finds no memory to decode in."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"vae": ("VAE",)}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("VAE",), "spoil", "test"
+
+    def spoil(self, vae):
+        broken = copy.copy(vae)
+        broken.decode = self.fail
+        return (broken,)
+
+    def fail(self, *_):
+        raise torch.OutOfMemoryError("out of memory, says the test")
+
+
 def _beside(name):
     """A module of this folder, which the host does not look into."""
     path = Path(__file__).resolve().with_name(f"{name}.py")
@@ -177,6 +215,6 @@ NODE_CLASS_MAPPINGS = {
     kind.__name__: kind
     for kind in (
         *(TestClipVision, TestCosines, TestOffloaded, TestPackedLoader, TestSplit),
-        *(TestWideClip, TestMiniature, TestMiniatureVAE),
+        *(TestBrokenVae, TestLittleMemory, TestWideClip, TestMiniature, TestMiniatureVAE),
     )
 }

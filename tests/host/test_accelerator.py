@@ -76,6 +76,26 @@ def test_it_trains_a_model_that_was_partly_offloaded_to_the_same_bits(on_device)
     assert whole == offloaded
 
 
+def test_text_and_weights_that_find_no_memory_are_told_of(on_device):
+    """And train once they do."""
+
+    def done(free, is_text_there):
+        graph = Graph(on_device)
+        model, clip, _ = graph.pocket()
+        little = graph.add("TestLittleMemory", model=model, clip=clip, free=free)
+        text = clip if is_text_there else [little, 1]
+        graph.train([little, 0], text, {}, filename_prefix="esd/little")
+        return graph.run()
+
+    for is_text_there, what in (
+        (True, "free more of the device for the text encoders"),
+        (False, "training needs all of the MODEL's weights on the device"),
+    ):
+        told = done(10**7, is_text_there).error
+        assert told.startswith("out of memory (") and what in told
+    assert done(0, True).ending == "execution_success"
+
+
 def test_the_same_bits_each_time_are_asked_for_in_time(on_device):
     graph = Graph(on_device)
     model, clip, _ = graph.pocket()
