@@ -87,6 +87,17 @@ def test_the_server_shows_the_last_preview_for_the_file(server):
     assert distances[2] < min(distances[:2]), "it is the last one"
 
 
+def test_a_preview_that_fails_costs_no_run(server):
+    graph = Graph(server)
+    model, clip, vae = graph.pocket()
+    broken = [graph.add("TestBrokenVae", vae=vae), 0]
+    graph.train(model, clip, {"preview_every": 2}, vae=broken, filename_prefix="esd/no-preview")
+    run = graph.run()
+    assert run.ending == "execution_success", run.error
+    assert any("no preview of step 2: out of memory" in text for text in run.texts)
+    assert len(files(server, "loras/esd/no-preview*")) == 1
+
+
 def test_one_step_can_be_plotted(server):
     graph = Graph(server)
     model, clip, _ = graph.pocket()
