@@ -29,6 +29,11 @@ class FileError(ESDError):
     __module__ = _SHORT
 
 
+def counted(count: int, noun: str) -> str:
+    """ "1 step", "2 steps"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def first_line(error: BaseException) -> str:
     """Of what it says: the rest is for who debugs it."""
     lines = str(error).strip().splitlines()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..esd_core.config.rules import limits
 from ..esd_core.config.settings import AUTO, SIZES
-from ..esd_core.errors import ConfigError
+from ..esd_core.errors import ConfigError, counted
 from ..esd_core.images import comparison
 from .host import sampling
 from .host.model import cfg as cfg_of
@@ -189,7 +189,7 @@ def _grid(prompts: Sequence[str], columns: Sequence[Tensor], asked: Sampling) ->
         [(prompt, asked.seed) for prompt in prompts],
         ["erased"],
         [_channels_first(column) for column in columns],
-        f"{asked.steps} steps of {asked.sampler}, {asked.scheduler}, cfg {asked.cfg:g}, "
+        f"{counted(asked.steps, 'step')} of {asked.sampler}, {asked.scheduler}, cfg {asked.cfg:g}, "
         f"{asked.width}x{asked.height}",
     )
     return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)[None]

@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..esd_core.config.settings import AUTO, ErasureConfig
-from ..esd_core.errors import ESDError
+from ..esd_core.errors import ESDError, counted
 from ..esd_core.files.metadata import Key
 from ..esd_core.training.collapse import collapse
 from ..esd_core.training.endings import ENDINGS
@@ -174,7 +174,7 @@ def _report(trained: training.Trained, config: ErasureConfig) -> str:
     drifts = measured.get("drift", {})
     most = max(drifts, key=lambda prompt: drifts[prompt], default=None)
     drift = f"most drift: {drifts[most]:.1%}, {_named(most)}" if most is not None else ""
-    steps = f"{metadata.get(Key.STEPS)} steps, {ending}"
+    steps = f"{counted(int(metadata.get(Key.STEPS, 0)), 'step')}, {ending}"
     told = (warning and f"WARNING: {warning}", left, drift, *trained.notes, steps, _file(trained))
     return ";\n".join(filter(None, told))
 

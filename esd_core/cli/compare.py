@@ -11,7 +11,7 @@ from pydantic import Field
 from .. import pocket
 from ..config.rules import Settings, Text
 from ..config.settings import SIZES
-from ..errors import FileError
+from ..errors import FileError, counted
 from ..models.architectures import FLUX
 from ..models.embedded import EMBEDDED
 from . import erased, outputs
@@ -90,7 +90,7 @@ def run(arguments: Namespace) -> int:
 
     measured = comparison.measure(columns)
     labels = [file.label for file in arguments.erased]
-    footer = f"{sampling['steps']} Euler steps, guidance {sampling['guidance']:g}"
+    footer = f"{counted(sampling['steps'], 'Euler step')}, guidance {sampling['guidance']:g}"
     grid = comparison.draw(rows, labels, columns, footer)
     outputs.write_png(arguments.out, grid, arguments.force)
     if arguments.json:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.mappings import override
 from ..config.presets import load_preset, load_settings, preset_names
 from ..config.settings import ErasureConfig
-from ..errors import ESDError, FileError
+from ..errors import ESDError, FileError, counted
 from ..files import history
 from ..method.shares import Alone
 from ..models.architectures import SDXL, Architecture
@@ -279,7 +279,7 @@ def _tell_how_to_resume(arguments: Namespace, state_file: Path, step: int) -> No
 def _summary(out: Path, result: Result) -> str:
     report, probes = result.report, result.outcome.probes
     lines = [
-        f"{by_flag(ENDINGS[result.outcome.ending])}: {report['student_steps']} steps, "
+        f"{by_flag(ENDINGS[result.outcome.ending])}: {counted(report['student_steps'], 'step')}, "
         f"{report['teacher_evaluations']} evaluations for samples, {report['seconds']:.1f} s"
     ]
     if probes:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigError
+from ..errors import ConfigError, counted
 from . import model as models
 from .console import note
 
@@ -92,5 +92,5 @@ def fitted_to(source: Source, base: Base) -> Erasure:
     if warning:
         note(f"esd: warning: {warning}")
     if source.skipped:
-        note(f"esd: {source.path.name}: {source.skipped} tensors not of a UNet are left out")
+        note(f"esd: {source.path.name}: {counted(source.skipped, 'tensor')} not of a UNet left out")
     return erasure

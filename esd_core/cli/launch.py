@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, ESDError
+from ..errors import ConfigError, ESDError, counted
 from ..method.shares import ALONE, Alone
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def number_of_gpus(arguments: Namespace) -> int:
         return int(word)
     there = torch.cuda.device_count()
     if not there or (word != "all" and int(word) > there):
-        raise ConfigError(f"--gpus {word}: torch sees {there} GPUs here; ask for fewer")
+        raise ConfigError(f"--gpus {word}: torch sees {counted(there, 'GPU')} here; ask for fewer")
     return there if word == "all" else int(word)
 
 
@@ -155,5 +155,5 @@ def _device(asked: str | None, here: Place) -> torch.device:
     if there == 1 and here.meeting != "env://":  # srun can show each process its own GPU alone
         return torch.device("cuda", 0)
     if here.local >= there:
-        raise ConfigError(f"there are {there} GPUs here for {here.neighbours} processes")
+        raise ConfigError(f"{counted(there, 'GPU')} here for {here.neighbours} processes")
     return torch.device("cuda", here.local)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.settings import ErasureConfig
-from ..errors import FileError
+from ..errors import FileError, counted
 from ..storage.output import reason
 
 NAME = "esd_history.jsonl"
@@ -86,7 +86,7 @@ def _parsed(line: str) -> dict[str, Any] | None:
 def described(entry: Record) -> str:
     """A run on one line: when, what, on what, how, what was left, and where it is."""
     settings = entry.get("settings", {})
-    how = f"{settings.get('method', '?')}, {entry['steps']} steps"
+    how = f"{settings.get('method', '?')}, {counted(entry['steps'], 'step')}"
     rate = settings.get("training.learning_rate")
     parts = [
         str(entry["time"])[:16].replace("T", " "),

@@ -9,6 +9,7 @@ import comfy.float
 import comfy.model_patcher
 import torch
 
+from ...esd_core.errors import counted
 from ...esd_core.files.apply import check_fits
 from ...esd_core.files.base import Base
 from ...esd_core.files.erasure import Erasure
@@ -74,7 +75,7 @@ def load(model: comfy.model_patcher.ModelPatcher, path: Path, strength: float) -
         erasure = replace(lazy, tensors=dict(lazy.tensors))
         changed, notes = _erased(model, base, erasure, strength)
     if source.skipped and not source.needs_base:
-        notes.append(f"{source.skipped} tensors are for a text encoder and are left out")
+        notes.append(f"{counted(source.skipped, 'tensor')} for a text encoder left out")
     below: tuple[_Layer, ...] = model.get_attachment(_CHAIN) or ()
     layer = _Layer(path.name, strength, erasure.concepts if erasure else ())
     if strength:
@@ -112,8 +113,8 @@ def _stacked(model: comfy.model_patcher.ModelPatcher, erasure: Erasure) -> str:
     if not shared:
         return ""
     return (
-        f"{shared} of the {len(change)} tensors that it changes are changed by an erasure or a "
-        "LoRA before it too: the changes add up"
+        f"an erasure or a LoRA before it changes {shared} of its {counted(len(change), 'tensor')} "
+        "too: the changes add up"
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
-from ...esd_core.errors import ConfigError, ESDError
+from ...esd_core.errors import ConfigError, ESDError, counted
 from ...esd_core.models.architectures import SDXL, Architecture, by_host, like, trained_titles
 from ...esd_core.models.prediction import Epsilon, Flow, Prediction, VPrediction
 from ...esd_core.pocket import GUIDANCE
@@ -58,8 +58,8 @@ def _refuse_pictures(channels: int) -> None:
     """channels: what the MODEL takes beside a latent's."""
     if channels:
         raise ESDError(
-            f"the MODEL takes {channels} channels beside those of its latents, as inpainting "
-            "models do: connect the text-to-image model that it was made from"
+            f"the MODEL takes {counted(channels, 'channel')} beside those of its latents, as "
+            "inpainting models do: connect the text-to-image model that it was made from"
         )
 
 

@@ -67,7 +67,7 @@ function axes(frame, x, y, low, high, total) {
       text(part ? `${Math.round(100 * part)} %` : "gone", EDGE.left - 4, y(part) + 3.5, "end"),
     ),
     text("0", x(0), HEIGHT - 4, "middle"),
-    text(`${total} steps`, frame.right, HEIGHT - 4, "end"),
+    text(`${total} ${total === 1 ? "step" : "steps"}`, frame.right, HEIGHT - 4, "end"),
   ];
 }
 

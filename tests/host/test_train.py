@@ -98,7 +98,7 @@ def test_a_preview_that_fails_costs_no_run(server):
     assert len(files(server, "loras/esd/no-preview*")) == 1
 
 
-def test_one_step_can_be_plotted(server):
+def test_one_step_can_be_plotted_and_is_called_one(server):
     graph = Graph(server)
     model, clip, _ = graph.pocket()
     train = graph.train(model, clip, {}, steps=1, filename_prefix="esd/one-step")
@@ -106,6 +106,7 @@ def test_one_step_can_be_plotted(server):
     run = graph.run()
     assert run.ending == "execution_success", run.error
     assert pictures(server, run, plot)[0].std() > 1
+    assert "\n1 step, all steps done" in run.text(train)
 
 
 def test_without_previews_there_is_nothing_to_show(server):
