@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import comfy.sd
@@ -33,16 +33,18 @@ class Texts:
         self._clip = clip
         self._known: dict[str, dict[str, Any]] = {}
 
-    def learn(self, prompts: Iterable[str]) -> None:
-        """Encodes those that are not known yet."""
-        for prompt in prompts:
-            if prompt not in self._known:
-                with torch.inference_mode():
-                    tokens = self._clip.tokenize(prompt)
-                    found = self._clip.encode_from_tokens(
-                        tokens, return_pooled=True, return_dict=True
-                    )
-                self._known[prompt] = {n: own(v) for n, v in found.items() if n != "hooks"}
+    def learn(self, prompts: Iterable[str], tell: Callable[[str], None] = lambda _: None) -> None:
+        """Encodes those that are not known yet.
+
+        tell: which one is next; what it raises ends the encoding, as a Cancel does.
+        """
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
+        for place, prompt in enumerate(new, start=1):
+            tell(f"{place} of {len(new)}")
+            with torch.inference_mode():
+                tokens = self._clip.tokenize(prompt)
+                found = self._clip.encode_from_tokens(tokens, return_pooled=True, return_dict=True)
+            self._known[prompt] = {n: own(v) for n, v in found.items() if n != "hooks"}
 
     def condition(self, prompt: str) -> dict[str, Any]:
         """What the CLIP gives: `cond` is the token states, [1, L, C], `pooled_output` pooled text,

@@ -96,7 +96,7 @@ def train(
     _refuse_too_late(model, config)
     texts = Texts(clip)
     with oom_as_error("free more of the device for the text encoders, or take a smaller model"):
-        texts.learn(encoded_prompts(config, kind))
+        texts.learn(encoded_prompts(config, kind), partial(_tell, live, "encoding prompt"))
     with oom_as_error(), borrowed(model, config.training.precision, _needed(model)) as own:
         denoiser = HostDenoiser(own, texts)
         course = _course(config, denoiser, texts)
@@ -106,7 +106,7 @@ def train(
             states.clear(course, config.training.steps)
             return _taken(known, prefix)
         previewer = Previewer(denoiser, config, vae)
-        plan = check(denoiser, config, partial(_tell_planning, live))
+        plan = check(denoiser, config, partial(_tell, live, "planning memory: counting"))
         events = NodeEvents(denoiser, config, live, previewer, plan)
         state, notes = _state(course, config, resume)
         trainer = prepare(denoiser, config, plan, state, state.is_file())
@@ -128,9 +128,10 @@ def _refuse_too_late(model: comfy.model_patcher.ModelPatcher, config: ErasureCon
         )
 
 
-def _tell_planning(live: LiveRun, what: str) -> None:
+def _tell(live: LiveRun, doing: str, what: str) -> None:
+    """Before each piece of what comes before the first step; Cancel ends it there."""
     throw_exception_if_processing_interrupted()
-    live.say(f"planning memory: counting {what}")
+    live.say(f"{doing} {what}")
 
 
 def _state(course: str, config: ErasureConfig, resume: bool) -> tuple[Path, tuple[str, ...]]:

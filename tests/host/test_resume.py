@@ -122,9 +122,10 @@ def test_a_ruined_model_is_called_that(server):
     assert "WARNING" not in done(server, "esd/sound", learning_rate=1e-4)[1]
 
 
-def test_planning_can_be_cancelled_and_says_what_it_does(server):
+@pytest.mark.parametrize("doing", ["encoding prompt 2 of ", "planning memory: counting "])
+def test_what_comes_before_the_first_step_is_told_and_can_be_cancelled(server, doing):
     graph, _ = training(server, "esd/planning")
-    run = graph.run(on_text=lambda t: t.startswith("planning memory") and server.interrupt())
+    run = graph.run(on_text=lambda text: text.startswith(doing) and server.interrupt())
     assert run.ending == "execution_interrupted"
     assert not any("recording" in text for text in run.texts)
     assert not files(server, STATES)
