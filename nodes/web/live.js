@@ -37,9 +37,9 @@ function runAt({ prompt, node, workflow }) {
 function take(run, { step, loss, probe, picture, ...rest }) {
   Object.assign(run, rest);
   if (step !== undefined) run.step = step;
-  // At the start all of every concept is there, and nothing has moved.
-  if (rest.concepts && step === 0) {
-    run.probes.push({ step, share: Object.fromEntries(rest.concepts.map((name) => [name, 1])), drift: {} });
+  // Before the first step, also of a run that goes on, all of every concept is there, and nothing has moved.
+  if (rest.concepts) {
+    run.probes.push({ step: 0, share: Object.fromEntries(rest.concepts.map((name) => [name, 1])), drift: {} });
   }
   if (loss !== undefined) run.losses.push([step, loss]);
   if (probe) run.probes.push(probe);
