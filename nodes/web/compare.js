@@ -80,6 +80,7 @@ app.registerExtension({
     const widget = node.addDOMWidget("compare", "esd_compare", slider.element, {
       serialize: false,
       hideOnZoom: false,
+      hideInPanel: true, // the page's own panel would take it off the node
       getMinHeight: () => HEIGHT,
     });
     widget.serialize = false;

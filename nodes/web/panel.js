@@ -44,6 +44,7 @@ export class Panel {
     this.widget = node.addDOMWidget("live", "esd_live", this.box, {
       serialize: false,
       hideOnZoom: false,
+      hideInPanel: true, // the page's own panel would take it off the node
       getMinHeight: () => this.height,
       getMaxHeight: () => this.height,
     });

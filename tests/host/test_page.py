@@ -28,15 +28,20 @@ IS_THERE = bool(NODE and CHROMIUM and (PAGE / "node_modules" / "playwright-core"
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not IS_THERE, reason=NO_BROWSER)]
 
 
-@pytest.mark.parametrize("renderer", ["classic", "nodes2"])
-def test_a_run_is_watched_stopped_and_kept(server, tmp_path, renderer):
-    command = [NODE, PAGE / "stop_and_keep.mjs", f"http://{server.address}", CHROMIUM]
-    command += [renderer, tmp_path]
+def driven(server, script, renderer, folder):
+    """What a script of tests/page has seen."""
+    command = [NODE, PAGE / script, f"http://{server.address}", CHROMIUM, renderer, folder]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    seen = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("renderer", ["classic", "nodes2"])
+def test_a_run_is_watched_stopped_and_kept(server, tmp_path, renderer):
+    seen = driven(server, "stop_and_keep.mjs", renderer, tmp_path)
     assert 1 < seen["few"] < seen["more"], "the chart grew"
     assert seen["inside"], seen["said"]
+    assert seen["stays"], "the page's panel took the chart off the node"
     assert not seen["errors"]
     (file,) = files(server, f"loras/page/{renderer}*")
     assert file.name in seen["said"] and "ended by hand" in seen["said"]

@@ -3,20 +3,15 @@
 //   node stop_and_keep.mjs ADDRESS CHROMIUM nodes2|classic PICTURES
 //
 // Prints what the node says at the end as JSON; pictures of the page go into the folder PICTURES.
-import { chromium } from "playwright-core";
+import { loadTemplate, opened, queue } from "./page.mjs";
 
-const [address, executablePath, renderer, pictures] = process.argv.slice(2);
-const MINUTES = 60_000;
-const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
-const page = await browser.newPage({ viewport: { width: 1400, height: 1200 } });
-page.setDefaultTimeout(8 * MINUTES);
-const errors = []; // of our scripts
-page.on("pageerror", ({ stack }) => stack.includes("/extensions/esd") && errors.push(stack));
+const [address, chromium, renderer, pictures] = process.argv.slice(2);
+const { browser, page, errors } = await opened(address, chromium, renderer, { width: 1400, height: 1200 });
 
 try {
-  await open();
-  await loadTemplate();
-  await page.locator('[data-testid="queue-button"]').first().click();
+  await loadTemplate(page, "pocket_demo");
+  await makeSmall();
+  await queue(page);
   const few = await pointsOnceAbove(1);
   await shoot("running");
   const more = await pointsOnceAbove(few);
@@ -30,30 +25,15 @@ try {
   await page.evaluate(() => app.extensionManager.setting.set("Comfy.ColorPalette", "dark"));
   const said = await page.locator(".esd-live").innerText();
   const inside = await isInside();
+  const stays = await staysOnTheNode();
   await runAnother();
-  console.log(JSON.stringify({ few, more, said, inside, errors }));
+  console.log(JSON.stringify({ few, more, said, inside, stays, errors }));
 } finally {
   await browser.close();
 }
 
-async function open() {
-  await set("Comfy.TutorialCompleted", true); // else a dialog of templates lies over the page
-  await set("Comfy.VueNodes.Enabled", renderer === "nodes2");
-  await page.goto(address);
-  await page.waitForFunction(() => window.app?.graph && window.app?.extensionManager?.setting);
-}
-
-async function set(name, value) {
-  await fetch(`${address}/settings/${name}`, { method: "POST", body: JSON.stringify(value) });
-}
-
 /** With small settings, and nothing after the training: it takes seconds then. */
-async function loadTemplate() {
-  await page.evaluate(async () => {
-    const answer = await fetch("/api/workflow_templates/esd-concept-erasure/pocket_demo.json");
-    await app.loadGraphData(await answer.json());
-  });
-  await page.waitForTimeout(2000);
+async function makeSmall() {
   await page.evaluate((prefix) => {
     const nodes = app.graph.nodes;
     const set = (kind, values) => {
@@ -83,7 +63,7 @@ async function runAnother() {
     const train = app.graph.nodes.find((one) => one.type === "ESDTrain");
     train.widgets.find((one) => one.name === "seed").value = 1;
   });
-  await page.locator('[data-testid="queue-button"]').first().click();
+  await queue(page);
   await page.waitForFunction(() => document.querySelector(".esd-live .pair").hidden);
   await fetch(`${address}/interrupt`, { method: "POST", body: "{}" });
 }
@@ -105,6 +85,19 @@ async function isInside() {
     const parts = [...document.querySelectorAll(".esd-live > *")].filter((part) => part.offsetHeight);
     return parts.every((part) => part.getBoundingClientRect().bottom <= box.bottom + 1);
   });
+}
+
+/** Whether the chart is on the node still once the page's own panel shows what the node has. */
+async function staysOnTheNode() {
+  await page.evaluate(() => {
+    app.canvas.selectNode(app.graph.nodes.find((one) => one.type === "ESDTrain"));
+    return app.extensionManager.setting.set("Comfy.RightSidePanel.IsOpen", true);
+  });
+  await page.waitForTimeout(2000);
+  await shoot("panel");
+  const stays = await page.evaluate(() => Boolean(document.querySelector(".esd-live")?.closest(".dom-widget, .lg-node")));
+  await page.evaluate(() => app.extensionManager.setting.set("Comfy.RightSidePanel.IsOpen", false));
+  return stays;
 }
 
 async function shoot(name) {
