@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..esd_core.config.presets import load_preset
+from ..esd_core.config.presets import load_preset, settled
 from ..esd_core.config.rules import choices
-from ..esd_core.config.settings import AUTO, ErasureConfig, fields, override
+from ..esd_core.config.settings import AUTO, ErasureConfig, fields
 from ..esd_core.models.architectures import ARCHITECTURES, SDXL
 from ..esd_core.models.embedded import POCKET, POCKET_DIT
 
@@ -44,4 +44,4 @@ def resolved(asked: Mapping[str, Any], preset: str | None = None) -> ErasureConf
     asked: by dotted name; None stands for auto.
     """
     preset = preset or SDXL.preset_for(asked.get("method"))
-    return ErasureConfig.from_mapping(override(load_preset(preset), asked))
+    return settled(preset, asked)

@@ -6,9 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config.mappings import override
-from ..config.presets import load_preset
-from ..config.settings import ErasureConfig
+from ..config.presets import settled
 from ..errors import ConfigError
 from ..models.embedded import POCKET
 from ..pocket import GUIDANCE
@@ -58,8 +56,7 @@ def run(arguments: Namespace) -> int:
     from ..pocket.judge import table
     from ..training.run import erase
 
-    settings = override(load_preset(POCKET), {"concepts": [concept]})
-    config = ErasureConfig.from_mapping(settings)
+    config = settled(POCKET, {"concepts": [concept]})
     print(f'Erasing "{concept}" from pocket by {config.method}', flush=True)
     events = TerminalEvents(denoiser, config, files[0])
     with events.bar, StopRequest() as control:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.mappings import override
-from ..config.presets import load_preset, load_settings, preset_names
+from ..config.presets import load_settings, preset_names, settled
 from ..config.settings import ErasureConfig
 from ..errors import ESDError, FileError, counted
 from ..files import history
@@ -140,7 +140,7 @@ def resolve_config(
     """
     method = asked.get("method", CONFIG["method"].default)
     preset = model if model in EMBEDDED else architecture.preset_for(method, is_guided)
-    return ErasureConfig.from_mapping(override(load_preset(preset), asked))
+    return settled(preset, asked)
 
 
 def _check_state(arguments: Namespace, path: Path) -> None:

@@ -108,7 +108,8 @@ class TrainingConfig(Settings):
     """The optimizer, the form of the student, and when to save, report and stop."""
 
     steps: int = Field(200, ge=1, le=_MANY)
-    """Optimizer steps."""
+    """Optimizer steps. In contexts, a preset's are for one concept, and several have as many
+    each."""
     batch_size: int = Field(6, ge=1, le=1024)
     """Samples a step. In contexts two preserve for every one that erases; without them, half of
     them preserve when any prompt is preserved (the empty prompt is, unless switched off)."""

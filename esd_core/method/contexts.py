@@ -36,8 +36,9 @@ T = TypeVar("T")
 MIXED = (True, True, True, False, False)
 """Whether contexts have another word beside the concept, by turns."""
 MOST, ROOM = 1024, 2**32
-"""Preserved prompts of a run, and bytes of all their text states in float32: each is encoded, and
-takes 0.6 MB for SDXL, 8 MB for Wan, 31 MB for FLUX.2."""
+"""Preserved prompts of a run, a concept, and bytes of all their text states in float32: each is
+encoded, and takes 0.6 MB for SDXL, 8 MB for Wan, 31 MB for FLUX.2. A run that meets the same ones
+often learns them by heart."""
 PRESERVING = 2
 """Samples that preserve for every one that erases."""
 _TRIES = 100
@@ -169,7 +170,7 @@ def term_source(config: ErasureConfig, architecture: Architecture) -> TermSource
     if not config.contexts:
         return LineTerms(config)
     fitting = ROOM // (4 * architecture.text_numbers)
-    return ContextTerms(config, _rounds(config, min(MOST, fitting)))
+    return ContextTerms(config, _rounds(config, min(MOST * len(config.concepts), fitting)))
 
 
 def _rounds(config: ErasureConfig, most: int) -> int:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from esd_core.cli import model as models
-from esd_core.config.mappings import override
-from esd_core.config.presets import load_preset
+from esd_core.config.presets import settled
 from esd_core.config.settings import ErasureConfig
 from esd_core.models.embedded import POCKET
 from esd_core.models.headless import Headless
@@ -24,9 +23,7 @@ def load(precision: str = "auto", model: str = POCKET) -> Headless:
 def config(model: str = POCKET, **settings: Any) -> ErasureConfig:
     """Its preset with other settings over it, dots written as two underscores."""
     given = {name.replace("__", "."): value for name, value in settings.items()}
-    return ErasureConfig.from_mapping(
-        override({"concepts": [CONCEPT], **load_preset(model)}, given)
-    )
+    return settled(model, {"concepts": [CONCEPT], **given})
 
 
 def trainer(denoiser: Headless, config: ErasureConfig) -> Trainer:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from esd_core.config.presets import FOLDER, load_preset, load_settings
+from esd_core.config.presets import FOLDER, load_preset, load_settings, settled
 from esd_core.config.presets import preset_names as names
 from esd_core.config.settings import ErasureConfig
 from esd_core.errors import ConfigError, FileError
@@ -140,6 +140,25 @@ def test_diffengine_uses_adafactor() -> None:
         0.01,
         1.0,
     )
+
+
+def test_several_concepts_have_a_presets_steps_each() -> None:
+    one = settled("sdxl", {"concepts": ["Seurat"]})
+    assert one.training.steps == load_preset("sdxl")["training"]["steps"]
+    three = settled("sdxl", {"concepts": ["Seurat", "house", "a car -> a tree"]})
+    assert three.training.steps == 3 * one.training.steps
+    assert three.override({"concepts": ["Seurat"], "training.steps": 200}) == one
+
+
+@pytest.mark.parametrize("asked", [{"training.steps": 70}, {"training": {"steps": 70}}])
+def test_steps_that_are_asked_for_are_taken(asked: dict[str, object]) -> None:
+    config = settled("pocket", {"concepts": ["Seurat", "house"], **asked})
+    assert config.training.steps == 70
+
+
+def test_without_contexts_several_concepts_share_the_published_steps() -> None:
+    config = settled("official-sdxl", {"concepts": ["Seurat", "house"]})
+    assert config.training.steps == load_preset("official-sdxl")["training"]["steps"]
 
 
 def test_an_unknown_preset_is_refused_with_those_there_are() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError, FileError
+from ..mappings import override
+from ..settings import ErasureConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -41,3 +44,20 @@ def load_preset(name: str) -> dict[str, Any]:
     if name not in preset_names():
         raise ConfigError(f'no preset "{name}": expected one of {", ".join(preset_names())}')
     return tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def settled(preset: str, asked: Mapping[str, Any]) -> ErasureConfig:
+    """The settings asked for, over those of a preset.
+
+    A preset in contexts has steps for one concept, and several share what a run sees: so each has
+    as many, unless steps are asked for.
+
+    Raises:
+        ConfigError: an unknown setting, or a bad value.
+    """
+    settings = override(load_preset(preset), asked)
+    config = ErasureConfig.from_mapping(settings)
+    says_steps = override(asked, {}).get("training", {}).get("steps") is not None
+    if says_steps or not config.contexts or len(config.concepts) < 2:
+        return config
+    return config.override({"training.steps": config.training.steps * len(config.concepts)})
