@@ -186,9 +186,7 @@ def read_list(path: str) -> tuple[dict[str, Any], list[Entry]]:
     return common, entries
 
 
-def _config(
-    entry: Entry, model: str, architecture: Any, is_guided: bool = True
-) -> ErasureConfig:
+def _config(entry: Entry, model: str, architecture: Any, is_guided: bool = True) -> ErasureConfig:
     try:
         return resolve_config(entry.asked, model, architecture, is_guided)
     except ConfigError as error:

@@ -141,9 +141,7 @@ def _unet_state() -> dict[str, Tensor]:
 
 def _transformer_state() -> dict[str, Tensor]:
     own = _tensors("transformer", _NETWORK)
-    shapes = {name: tensor.shape for name, tensor in own.items()}
-    parts = transformer_parts(_TRANSFORMER, shapes)
-    state = {name: part.joined(own) for name, part in parts.items()}
+    state = {name: part.joined(own) for name, part in transformer_parts(_TRANSFORMER).items()}
     return state | {POS_EMBED: own[f"{POS_EMBED}.{POS_EMBED}"]}
 
 
