@@ -49,8 +49,8 @@ def run(arguments: Namespace) -> int:
 
     if models.native_size(denoiser) != SIZE:
         raise ConfigError(
-            f"{arguments.model} is not the embedded model, whose drawn world is all that can be "
-            "judged: give --model pocket, or look at the pictures of `esd compare`"
+            f"{arguments.model} is not an embedded model, whose drawn world is all that can be "
+            "judged: give --model pocket or pocket-dit, or look at the pictures of `esd compare`"
         )
     total = asked.per_pair * len(OBJECTS) * len(LOOKS) * (2 if erasures else 1)
     with models.memory_told(), pictures(total) as report:

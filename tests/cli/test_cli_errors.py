@@ -288,7 +288,7 @@ def test_only_the_embedded_model_is_evaluated(
     config = model / "unet" / "config.json"
     settings = json.loads(config.read_text(encoding="utf-8"))
     config.write_text(json.dumps(settings | {"sample_size": 128}), encoding="utf-8")
-    assert "is not the embedded model" in refusal(capsys, "evaluate", "--model", model)
+    assert "is not an embedded model" in refusal(capsys, "evaluate", "--model", model)
 
 
 # -- erasure files -----------------------------------------------------------------------------
