@@ -1,4 +1,4 @@
-"""Pocket itself: what it is, and that an erasure on it does what it says."""
+"""The embedded models themselves: what they are, and that an erasure on them does what it says."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from esd_core.config.presets import load_preset
 from esd_core.config.settings import ErasureConfig
 from esd_core.files.native import read_erasure, write_erasure
 from esd_core.models.architectures import SD3, SDXL
-from esd_core.models.embedded import POCKET, POCKET_DIT, WEIGHTS
+from esd_core.models.embedded import EMBEDDED, POCKET, POCKET_DIT, WEIGHTS
 from esd_core.models.headless import Headless
 from esd_core.models.loading import load_denoiser
 from esd_core.pocket.judge import judge, load_oracle
@@ -76,10 +76,10 @@ def test_pocket_is_an_sdxl_in_miniature(pocket: Headless) -> None:
 
 
 def test_pocket_dit_is_an_sd3_in_miniature() -> None:
-    network = load_denoiser(POCKET_DIT)
-    assert network.architecture is SD3
-    assert network.latent_shape(128, 128) == (4, 16, 16)
-    config = network.config
+    denoiser = load_denoiser(POCKET_DIT)
+    assert denoiser.architecture is SD3
+    assert denoiser.latent_shape(128, 128) == (4, 16, 16)
+    config = denoiser.config
     # What ComfyUI takes for granted: heads 64 wide, and as many blocks as heads.
     assert config["num_attention_heads"] == config["num_layers"] > 1
     assert config["attention_head_dim"] == 64 and config["qk_norm"] == "rms_norm"
@@ -95,10 +95,13 @@ def test_the_oracle_reads_99_of_100_fresh_drawings() -> None:
         assert np.mean(right) >= 0.99
 
 
-@pytest.fixture(scope="module")
-def judged(pocket: Headless, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+@pytest.fixture(scope="module", params=EMBEDDED)
+def judged(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """The demo's run, read back from its file and judged on 24 pictures a name."""
-    config = ErasureConfig.from_mapping(override(load_preset(POCKET), {"concepts": ["Van Gogh"]}))
+    pocket, preset = load_denoiser(request.param), load_preset(request.param)
+    config = ErasureConfig.from_mapping(override(preset, {"concepts": ["Van Gogh"]}))
     before = {name: value.clone() for name, value in pocket.parameters().items()}
     result = erase(pocket, config, Quiet(), Quiet())
     path = tmp_path_factory.mktemp("demo") / "erasure.safetensors"
