@@ -6,6 +6,8 @@ import pytest
 import simdev
 import torch
 
+from esd_core.method import probes
+
 # For runs that are asked to be deterministic; cuBLAS reads it at its first use.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
@@ -26,6 +28,18 @@ _DEVICES = {
 @pytest.fixture(params=[pytest.param(name, marks=marks) for name, marks in _DEVICES.items()])
 def device(request):
     return request.param
+
+
+@pytest.fixture(params=[pytest.param("cuda", marks=_DEVICES["cuda"])])
+def cuda(request):
+    """A real one alone, for what the CPU's kernels do in any case."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def few_probes(monkeypatch):
+    """Without the prompts that every run watches alike: they are most of what a short one takes."""
+    monkeypatch.setattr(probes, "CONTROL_PROMPTS", ())
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import torch
 from simdev import failing_after, fragmented, limited, ops
 from trainers import PLAN, planned, trainer_of
 
+from esd_core.cli.model import load
 from esd_core.cli.room import Room
 from esd_core.errors import ESDError
 from esd_core.images.render import render
@@ -72,16 +73,26 @@ def test_a_run_takes_what_its_plan_says(sim, name, planners, make_denoiser, sett
 def test_a_low_rank_run_ends_in_the_memory_that_it_was_planned_in(
     sim, make_denoiser, settings, recorder
 ):
-    """On policy and probed, with no dense set of its trained weights at any time."""
+    """On policy, probed and drawn, with no dense set of its trained weights at any time."""
     denoiser = make_denoiser(torch.bfloat16, sim)
     lean = {"training.rank": 2, "training.steps": 2, "training.gradient_checkpointing": "on"}
+    lean |= {"training.preview_every": 1}
     config = settings({"method": "esd-all", "trajectory.source": "student", **lean})
     plan, host = planned(denoiser, config), recorder()
+    row = denoiser.encode(["Van Gogh"], 64, 64)
+
+    def draw(step, student):
+        noise, level = torch.zeros(1, 4, 8, 8, device=sim), torch.ones(1, device=sim)
+        with denoiser.swapped(student), torch.no_grad():
+            drawn.append(denoiser.predict(noise, level, row))
+
+    drawn, host.on_preview = [], draw
     with limited(ops.allocated() + plan.needed):
         trainer = trainer_of(denoiser, config, plan=plan)
         weights = sum(weight.nbytes for weight in denoiser.parameters().values())
         assert plan.needed < weights, "dense weights would not be seen"
         finish(trainer, trainer.run(host, host))
+    assert len(drawn) == 2
 
 
 def test_probes_and_their_recording_take_no_more(sim, make_denoiser, settings, recorder):
@@ -129,6 +140,15 @@ def test_pictures_for_which_there_is_no_room_are_not_begun(sim, make_denoiser):
         assert 1 <= room.side_by_side(1000) < 1000
         with fragmented(round(0.1 * least)), pytest.raises(ESDError, match="a picture of 64x64"):
             room.side_by_side(1)
+
+
+# -- loading ---------------------------------------------------------------------------------
+
+
+def test_a_model_for_which_there_is_no_memory_is_told_of(sim):
+    sentence = "^out of memory .*, or --precision bf16$"
+    with limited(ops.allocated() + 10**6), pytest.raises(ESDError, match=sentence):
+        load("pocket", "fp32", sim)
 
 
 # -- out of memory at any moment -------------------------------------------------------------

@@ -12,7 +12,7 @@ from esd_core.training.optimizer import make_optimizer
 SHORT = {"training.steps": 3, "trajectory.steps": 2}
 """Of two batches a round: all stop in the midst of the first."""
 RUNS = {
-    "esd-x": {},
+    "esd-x, deterministic": {"training.deterministic": True},
     "esd-x-strict, low rank, adafactor": {
         "method": "esd-x-strict",
         "training.rank": 4,
@@ -72,12 +72,12 @@ def test_the_optimizer_steps_in_place_there(sim, settings):
 
 
 def test_two_runs_have_the_same_bits_if_that_is_asked_for(
-    device, make_denoiser, settings, recorder, tmp_path
+    cuda, make_denoiser, settings, recorder, tmp_path
 ):
-    """Of which the second was stopped. On CUDA they would differ."""
+    """Of which the second was stopped. By themselves they would differ."""
     config = settings({**SHORT, "training.deterministic": True})
-    whole = run_of(make_denoiser(torch.float32, device), config, recorder())
-    denoiser, file = make_denoiser(torch.float32, device), tmp_path / "state.safetensors"
+    whole = run_of(make_denoiser(torch.float32, cuda), config, recorder())
+    denoiser, file = make_denoiser(torch.float32, cuda), tmp_path / "state.safetensors"
     run_of(denoiser, config, recorder(stop_at=1), file)
     result = run_of(denoiser, config, recorder(), file, resume=True)
     assert result.outcome.losses == whole.outcome.losses

@@ -9,6 +9,7 @@ from trainers import PLAN, run_of, trainer_of
 
 from esd_core.files.apply import applied
 from esd_core.files.native import read_erasure, write_erasure
+from esd_core.training.checkpoint import read_state
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -25,14 +26,27 @@ def there(request, device, make_denoiser):
 
 
 @pytest.mark.parametrize("overrides", [{}, {"training.rank": 4}, {"trajectory.source": "student"}])
-def test_training_moves_the_student_and_not_the_teacher(there, settings, recorder, overrides):
-    before = {name: p.clone() for name, p in there.parameters().items()}
-    host = recorder()
+def test_training_moves_the_student_and_not_the_teacher(
+    there, device, settings, recorder, tmp_path, overrides
+):
+    """And what comes out of it is applied, and taken away again."""
+    before, path = {n: p.clone() for n, p in there.parameters().items()}, tmp_path / "a.safetensors"
+    row, x = there.encode(["Van Gogh"], 64, 64), torch.ones(1, 4, 8, 8, device=device)
+
+    def predicted():
+        with torch.no_grad():
+            return there.predict(x, torch.ones(1, device=device), row)
+
+    teacher, host = predicted(), recorder()
     result = run_of(there, settings({**SHORT, **overrides}), host)
     assert len(host.steps) == 3
     assert all(math.isfinite(loss) for loss in result.outcome.losses)
     assert any(change.any() for change in result.erasure.change().values())
     assert all(t.device.type == "cpu" for t in result.erasure.tensors.values())
+    write_erasure(path, result.erasure)
+    with applied(there, [(read_erasure(path), 1.0)]):
+        assert not torch.equal(predicted(), teacher)
+    assert torch.equal(predicted(), teacher)
     for name, parameter in there.parameters().items():
         assert torch.equal(parameter, before[name]), name
 
@@ -64,25 +78,15 @@ def test_half_precision_learns_what_float32_learns(device, make_denoiser, settin
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.1)
 
 
-def test_a_run_resumes(there, settings, recorder, tmp_path):
-    path = tmp_path / "state.safetensors"
+def test_a_run_in_fp16_resumes(device, make_denoiser, settings, recorder, tmp_path):
+    """With the scale of its loss."""
+    path, there = tmp_path / "state.safetensors", make_denoiser(torch.float16, device)
     run_of(there, settings(SHORT), recorder(stop_at=2), path)
+    assert read_state(path)["update"]["scaler"]["scale"] > 1
     host = recorder()
     result = run_of(there, settings(SHORT), host, path, resume=True)
     assert [p.step for p in host.steps] == [3]
     assert result.outcome.ending == "done"
-
-
-def test_a_result_is_applied(there, device, settings, recorder, tmp_path):
-    path = tmp_path / "a.safetensors"
-    write_erasure(path, run_of(there, settings(SHORT), recorder()).erasure)
-    row = there.encode(["Van Gogh"], 64, 64)
-    x, sigma = torch.ones(1, 4, 8, 8, device=device), torch.ones(1, device=device)
-    with torch.no_grad():
-        before = there.predict(x, sigma, row)
-        with applied(there, [(read_erasure(path), 1.0)]):
-            assert not torch.equal(there.predict(x, sigma, row), before)
-        assert torch.equal(there.predict(x, sigma, row), before)
 
 
 def test_checkpointing_takes_less_memory(device, make_denoiser, settings):
