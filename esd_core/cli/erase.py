@@ -67,8 +67,8 @@ def add_settings(parser: ArgumentParser) -> None:
     )
     parser.epilog = (
         "Defaults are those for SDXL. A model has a preset of its own, which lies over them: "
-        "pocket has pocket, pocket-dit has pocket-dit, SD 1.x and 2.x have sd, SD 3 has sd3, FLUX.1 "
-        "has flux or flux-schnell. --config lies over that, and flags win over all."
+        "pocket has pocket, pocket-dit has pocket-dit, SD 1.x and 2.x have sd, SD 3 has sd3, "
+        "FLUX.1 has flux or flux-schnell. --config lies over that, and flags win over all."
     )
     for table, title in _GROUPS.items():
         add_flags(parser, title, {n: f for n, f in CONFIG.items() if n.rpartition(".")[0] == table})
