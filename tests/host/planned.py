@@ -1,13 +1,14 @@
-"""Runs in ComfyUI's own process: the memory of a miniature's step, planned and taken, for
+"""Runs in ComfyUI's own process: the memory of miniatures' steps, planned and taken, for
 test_planned.py.
 
-    python planned.py COMFYUI PACK FAMILY.json ANSWER.json
+    python planned.py COMFYUI PACK FAMILIES.json ANSWER.json
 
-A process of its own, whose peak nothing else has raised. The first, small run is what libraries
-hold; the process' peak is counted from there.
+Each in a process of its own, whose peak nothing else has raised: forked, since what takes longest
+is to start. The first, small run is what libraries hold; a process' peak is counted from there.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -49,20 +50,37 @@ def step(denoiser, config):
             regression_loss(predicted, torch.zeros_like(x), torch.ones(BATCH)).backward()
 
 
-family, switch = json.loads(question.read_text())
+def measured(family, switch):
+    with torch.inference_mode():
+        wide = miniatures.WideClip(pocket.load_clip(), family)
+        model = comfy.sd.load_diffusion_model_state_dict(miniatures.state_of(family))
+        with session.borrowed(model) as own:
+            denoiser = HostDenoiser(own, text.Texts(wide))
+            asked = {"concepts": ["Van Gogh"], "contexts": [], "width": EDGE, "height": EDGE}
+            asked |= {"training.batch_size": BATCH, "trajectory.steps": 1, "trajectory.count": 1}
+            asked["training.gradient_checkpointing"] = switch
+            config = ErasureConfig.from_mapping(asked)
+            step(denoiser, config.override({"width": 64, "height": 64}))
+            plan = Planner(denoiser, config).plan(config)
+            Path("/proc/self/clear_refs").write_text("5")
+            before = peak()
+            step(denoiser, config)
+    return {"planned": plan.needed, "taken": peak() - before}
+
+
+def forked(*case):
+    """What `measured` says of it in a child."""
+    child = os.fork()
+    if not child:
+        answer.write_text(json.dumps(measured(*case)))
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, case
+    return json.loads(answer.read_text())
+
+
 miniatures.register()
-with torch.inference_mode():
-    wide = miniatures.WideClip(pocket.load_clip(), family)
-    model = comfy.sd.load_diffusion_model_state_dict(miniatures.state_of(family))
-    with session.borrowed(model) as own:
-        denoiser = HostDenoiser(own, text.Texts(wide))
-        asked = {"concepts": ["Van Gogh"], "contexts": [], "width": EDGE, "height": EDGE}
-        asked |= {"training.batch_size": BATCH, "trajectory.steps": 1, "trajectory.count": 1}
-        asked["training.gradient_checkpointing"] = switch
-        config = ErasureConfig.from_mapping(asked)
-        step(denoiser, config.override({"width": 64, "height": 64}))
-        plan = Planner(denoiser, config).plan(config)
-        Path("/proc/self/clear_refs").write_text("5")
-        before = peak()
-        step(denoiser, config)
-answer.write_text(json.dumps({"planned": plan.needed, "taken": peak() - before}))
+told = {
+    family: {s: forked(family, s) for s in ("off", "on")}
+    for family in json.loads(question.read_text())
+}
+answer.write_text(json.dumps(told))
