@@ -44,8 +44,8 @@ class Architecture:
         is_marked_v: whether ComfyUI tells a v-model by an empty tensor in its file.
         hosts: ComfyUI's names for it, of the config in supported_models and of the class in
             model_base; none for UNets, which are told by their sizes.
-        text_numbers: of the text states of a prompt, as ComfyUI pads it or makes it of a sentence;
-            elsewhere they are about as few.
+        text_numbers: in the text states of a prompt, as ComfyUI pads it; of models whose it does
+            not pad, of a sentence.
         text_input: a transformer's layer that takes text, with as many columns as that is wide; ""
             where more than one does.
     """

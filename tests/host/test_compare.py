@@ -106,6 +106,29 @@ def test_a_model_equals_itself(server):
     assert "rmse 0.000  ssim 1.000  a car" in run.text(report)
 
 
+def test_its_cfg_is_the_models_own_unless_it_is_given(server):
+    graph = Graph(server)
+    model, clip, vae = graph.pocket()
+    models = {"original": model, "erased": model, "clip": clip, "vae": vae}
+    saved = []
+    for cfg in ("auto", " Auto ", "3"):
+        node = graph.add("ESDCompare", **models, prompts="a car", **{**SAMPLING, "cfg": cfg})
+        saved.append(graph.add("SaveImage", images=[node, 1], filename_prefix="test"))
+    run = graph.run()
+    assert run.ending == "execution_success", run.error
+    first, *others = (pictures(server, run, node)[0] for node in saved)
+    assert all(np.array_equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("cfg", ["seven", "-1", "nan"])
+def test_a_cfg_that_is_no_number_is_told(server, cfg):
+    graph = Graph(server)
+    model, clip, vae = graph.pocket()
+    models = {"original": model, "erased": model, "clip": clip, "vae": vae}
+    graph.add("ESDCompare", **models, prompts="a car", **{**SAMPLING, "cfg": cfg})
+    assert graph.run().error.startswith("cfg must be auto or a number")
+
+
 def test_a_clip_vision_adds_how_alike_the_pictures_are(server):
     graph = Graph(server)
     model, clip, vae = graph.pocket()
