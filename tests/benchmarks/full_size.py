@@ -19,7 +19,7 @@ from esd_core.config.settings import ErasureConfig
 from esd_core.models.denoiser import Conditioning
 from esd_core.models.diffusers_backend import DiffusersDenoiser
 from esd_core.models.swap import materialize
-from esd_core.pocket.models import build_scheduler, build_unet
+from esd_core.pocket.models import build_scheduler, build_unet, build_vae
 
 SDXL: dict[str, Any] = {
     "sample_size": 128,
@@ -74,10 +74,14 @@ def denoiser(
     unet = random_unet(dtype, sizes).to(device)
     if dtype != torch.float32 and device == "cpu":
         in_float(unet)
-    parts = dict.fromkeys(("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    parts = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
     return RandomDenoiser(
         StableDiffusionXLPipeline(
-            **parts, unet=unet, scheduler=build_scheduler(), add_watermarker=False
+            **parts,
+            vae=build_vae(),  # for the size of latents alone
+            unet=unet,
+            scheduler=build_scheduler(),
+            add_watermarker=False,
         )
     )
 

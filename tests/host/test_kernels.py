@@ -8,7 +8,7 @@ from comfy_server import answer_in_host
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
-    return answer_in_host("kernels.py", tmp_path_factory.mktemp("kernels"), None)
+    return answer_in_host("eight_bits.py", tmp_path_factory.mktemp("kernels"), None)
 
 
 def test_student_and_teacher_predict_the_same_before_training(told):

@@ -180,9 +180,9 @@ def test_stacked_erasures_are_told_of(server, saved):
     count, below = len(erasure.change()), f"{path.name} at 0.5"
     assert first == f"applied {below}"
     assert second.startswith(f"applied {other.name} at 1, on top of {below};")
-    assert "5 of the 5 tensors" in second and "already" not in second
+    assert "5 of its 5 tensors" in second and "already" not in second
     assert third.startswith(f"applied {path.name} at 0.25, on top of {below}, {other.name} at 1;")
-    assert f"{count} of the {count} tensors" in third
+    assert f"{count} of its {count} tensors" in third
     assert f"Van Gogh is erased by {below} already: choose strengths" in third
     assert third in run.texts  # what the page shows
 

@@ -12,7 +12,7 @@ from trainers import PLAN, bank_of, trainer_of
 
 from esd_core.method import bank
 from esd_core.method.samples import Samples
-from esd_core.models.headless import Headless
+from esd_core.models.diffusers_backend import DiffusersDenoiser
 from esd_core.training.student import FullStudent
 
 
@@ -50,7 +50,7 @@ PLANTED = {
         a_step,
     ),
     "time steps": (
-        Headless,
+        DiffusersDenoiser,
         "_timesteps",
         lambda self, sigma: torch.full((len(sigma),), 500.0),
         a_round,

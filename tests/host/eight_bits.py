@@ -1,6 +1,6 @@
 """Runs in ComfyUI's own process: which kernels a borrowed MODEL computes with, for test_kernels.py.
 
-    python kernels.py COMFYUI PACK QUESTION.json ANSWER.json
+    python eight_bits.py COMFYUI PACK QUESTION.json ANSWER.json
 
 The MODEL is pocket with fp8 weights that are multiplied in 8 bits, as they are on a card that can,
 where ComfyUI was started with --fast, here with fp16_accumulation as well.
@@ -28,7 +28,7 @@ LAYER = "middle_block.1.transformer_blocks.0.attn2.to_q"
 
 
 def in_eight_bits():
-    weights = pocket.load_unet().model.diffusion_model.state_dict()
+    weights = pocket.load_model("pocket").model.diffusion_model.state_dict()
     kernels = {"custom_operations": comfy.ops.fp8_ops, "dtype": torch.float8_e4m3fn}
     model = comfy.sd.load_diffusion_model_state_dict(weights, model_options=kernels)
     model.model.diffusion_model.eval()  # 0.3.64 does not, and takes such kernels after that alone
