@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pipelines
 import torch
+from benchmarks.figure import peak_bytes
 
 from esd_core.config.settings import ErasureConfig
 from esd_core.method.objective import regression_loss
@@ -20,12 +21,6 @@ from esd_core.training.plan import Planner
 from esd_core.training.student import make_student
 
 BATCH, EDGE = 2, 512
-
-
-def peak():
-    """Of the process, in bytes, since it was last forgotten."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
 
 
 def step(denoiser, config):
@@ -49,6 +44,6 @@ config = ErasureConfig.from_mapping({**asked, "training.gradient_checkpointing":
 step(denoiser, config.override({"width": 64, "height": 64}))
 plan = Planner(denoiser, config).plan(config)
 Path("/proc/self/clear_refs").write_text("5")
-before = peak()
+before = peak_bytes()
 step(denoiser, config)
-print(json.dumps({"planned": plan.needed, "taken": peak() - before}))
+print(json.dumps({"planned": plan.needed, "taken": peak_bytes() - before}))

@@ -12,7 +12,6 @@ from .. import pocket
 from ..config.rules import Settings, Text
 from ..config.settings import SIZES
 from ..errors import FileError, counted
-from ..models.architectures import FLUX
 from ..models.embedded import EMBEDDED
 from . import erased, outputs
 from . import model as models
@@ -33,7 +32,8 @@ class Sampling(Settings):
     steps: int = Field(20, ge=1, le=1000)
     """Euler steps."""
     guidance: float | None = Field(None, ge=0, le=100)
-    """Guidance; by default 3 for pocket, 3.5 for FLUX.1 dev, 1 for schnell, 7 for others."""
+    """Guidance; by default 3 for pocket, 3.5 for FLUX.1 dev, 1 for schnell, 4 for SD 3, 7 for
+    others."""
     width: Annotated[int | None, SIZES] = None
     """In pixels; by default what the model was made for."""
     height: Annotated[int | None, SIZES] = None
@@ -116,10 +116,8 @@ def _sampling(asked: Sampling, model: str, denoiser: Headless) -> dict[str, Any]
 
 
 def _guidance(denoiser: Headless) -> float:
-    """That its publishers draw with."""
-    if denoiser.architecture is not FLUX:
-        return 7.0
-    return 3.5 if denoiser.is_guided else 1.0
+    """What its pictures are drawn with; of distilled models, what FLUX.1 dev is published with."""
+    return 3.5 if denoiser.is_guided else denoiser.architecture.cfg
 
 
 def _render(

@@ -152,6 +152,11 @@ class Denoiser(Protocol):
     compute_dtype: torch.dtype
     """What the network computes in; swapped-in tensors must be of this dtype."""
 
+    @property
+    def is_guided(self) -> bool:
+        """Whether guidance is an input of the network, as of distilled ones."""
+        ...
+
     def encode(self, prompts: Sequence[str], width: int, height: int) -> Conditioning:
         """One row a prompt, with the guidance that targets have, where the network takes one.
 

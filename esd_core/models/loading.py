@@ -109,8 +109,9 @@ def _load_pipeline(model: str, dtype: torch.dtype) -> DiffusionPipeline:
     path = Path(model)
     try:
         if model in EMBEDDED:
+            unused = {"unet": None} if model == POCKET_DIT else {}
             return StableDiffusionXLPipeline.from_pretrained(
-                WEIGHTS, add_watermarker=False, **quiet
+                WEIGHTS, add_watermarker=False, **quiet, **unused
             )
         if path.is_file():
             return _load_single_file(path, dtype)

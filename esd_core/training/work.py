@@ -15,7 +15,7 @@ from ..method.contexts import probed, term_source
 from ..method.probes import STEPS, TRAJECTORIES, watched_rollouts
 from ..method.samples import preserved_part
 from ..method.terms import RoundTerms
-from ..models.denoiser import Conditioning, Denoiser
+from ..models.denoiser import Denoiser
 from .trainer import Trainer
 
 
@@ -31,18 +31,14 @@ def recording_rows(config: ErasureConfig, denoiser: Denoiser) -> int:
     """Evaluations for what probes hold the student against."""
     asked = {term.rollout() for term in chain(*probed(config).values())}
     asked |= {*watched_rollouts(config)}
-    leading = _leading(_one_row(config, denoiser))
+    leading = _leading(denoiser)
     return _states(config) * sum(len(prompts) + leading for prompts in asked)
 
 
-def _one_row(config: ErasureConfig, denoiser: Denoiser) -> Conditioning:
-    return denoiser.encode([""], config.width, config.height)
-
-
-def _leading(rows: Conditioning) -> int:
+def _leading(denoiser: Denoiser) -> int:
     """Evaluations a state that lead to it and from which nothing is learnt: where guidance is an
     input of the network, one, with more of it than targets have."""
-    return 0 if rows.guidance is None else 1
+    return 1 if denoiser.is_guided else 0
 
 
 def expected(config: ErasureConfig, denoiser: Denoiser, probe_interval: int) -> Work:
@@ -50,7 +46,7 @@ def expected(config: ErasureConfig, denoiser: Denoiser, probe_interval: int) -> 
     terms = len([*chain(*probed(config).values())])
     probe = _states(config) * (terms + len(watched_rollouts(config)))
     source = term_source(config, denoiser.architecture)
-    leading = _leading(_one_row(config, denoiser))
+    leading = _leading(denoiser)
     return _work(config, source.of_round, source.preserving, leading, probe, probe_interval)
 
 
@@ -59,7 +55,7 @@ def remaining(trainer: Trainer) -> Work:
     rounds, interval = trainer.rounds, trainer.probe_interval
     at = Position(trainer.step, rounds.next_index, rounds.ready)
     bank, probe = rounds.bank, trainer.probes.rows
-    leading = _leading(bank.conditioning)
+    leading = _leading(trainer.denoiser)
     return _work(trainer.config, bank.terms_of, bank.preserving, leading, probe, interval, at)
 
 

@@ -100,6 +100,10 @@ class HostDenoiser:
         network: nn.Module = self._inner.diffusion_model
         return network
 
+    @property
+    def is_guided(self) -> bool:
+        return takes_guidance(self.model)
+
     def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
         return latent_shape(self.model, width, height)
 
@@ -165,7 +169,7 @@ class HostDenoiser:
             parts[_COUNTED] = torch.tensor([conds[_COUNTED]])
         parts = {name: part.to(self.device) for name, part in parts.items()}
         guidance = None
-        if takes_guidance(self.model):  # others may be told, and do not listen
+        if self.is_guided:  # others may be told, and do not listen
             guidance = torch.full_like(parts.pop("guidance"), TARGET_GUIDANCE)
         if not self.architecture.is_unet:  # whose states are many, and are cast on the way anyhow
             states = states.to(self.compute_dtype)

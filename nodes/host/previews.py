@@ -19,7 +19,6 @@ from ...esd_core.method.sampling import sample, unit_noise
 from ...esd_core.method.terms import erasing
 from ...esd_core.models.swap import Weight
 from .denoiser import HostDenoiser
-from .model import takes_guidance
 from .pocket import PocketLatent, load_vae
 from .vae import decode, refuse_other
 
@@ -41,7 +40,7 @@ class Previewer:
     def __init__(self, denoiser: HostDenoiser, config: ErasureConfig, vae: Any = None) -> None:
         self._denoiser, self._config = denoiser, config
         self.prompt = erasing(config)[0].student
-        self.rows = _STEPS if takes_guidance(denoiser.model) else 2 * _STEPS
+        self.rows = _STEPS if denoiser.is_guided else 2 * _STEPS
         self._format = denoiser.model.model.latent_format
         if vae is not None:
             refuse_other(vae, denoiser.model)

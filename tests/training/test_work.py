@@ -37,6 +37,7 @@ def take_guidance(denoiser, monkeypatch):
         return replace(encode(prompts, *size), guidance=torch.ones(len(prompts)))
 
     monkeypatch.setattr(denoiser, "encode", guided)
+    monkeypatch.setattr(type(denoiser), "is_guided", True)
 
 
 @pytest.mark.parametrize("takes_guidance", [False, True])
