@@ -65,6 +65,7 @@ RUNS = (
     ("Van Gogh", "Hokusai"),
     ("house", "car"),
     ("Seurat", "boat"),
+    ("Van Gogh", "house"),
     ("tree", "Mondrian", "fish"),
     ("Van Gogh -> Mondrian",),
     ("house -> tree",),
