@@ -5,7 +5,7 @@ there. Of a UNet one rehearsal serves every batch and size: its batch and its la
 primes, which no layer's width holds, so that the factors of an allocation tell what it grows with.
 Of equal blocks in a row two are rehearsed (`repeats`). A transformer puts text and picture into one
 row of tokens, whose number has no such factors: it is rehearsed whole, at the size that is asked
-for.
+for. Where tokens are routed to experts, these share them evenly.
 """
 
 import weakref
@@ -169,6 +169,10 @@ def _named(config: ErasureConfig, checkpointing: bool) -> str:
     return f"a step of {student} {'with' if checkpointing else 'without'} gradient checkpointing"
 
 
+_ATEN = torch.ops.aten
+_INDEXING = {_ATEN.index.Tensor, _ATEN.index_put.default, _ATEN.index_put_.default}
+
+
 class _Alive(TorchDispatchMode):
     """Notes what is allocated and freed inside.
 
@@ -188,6 +192,7 @@ class _Alive(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self._is_exact = is_exact
+        self._experts = 1  # of the last router
         self.events: list[tuple[Growth | str, int]] = []
         self._known = {tensor.untyped_storage()._cdata for tensor in before}
         self._alive: dict[int, tuple[Growth, int]] = {}
@@ -203,11 +208,23 @@ class _Alive(TorchDispatchMode):
         super().__exit__(*exception)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _ATEN.topk.default:
+            self._experts = args[0].shape[-1]
+        if func in _INDEXING:
+            args = (args[0], [*map(self._routed, args[1])], *args[2:])
         result = func(*args, **(kwargs or {}))
         for tensor in tree_iter(result):
             if isinstance(tensor, Tensor):
                 self._see(tensor.untyped_storage())
         return result
+
+    def _routed(self, index: Tensor | None) -> Tensor | None:
+        """In place of a mask of the tokens for one expert, as many places as each has when they
+        share evenly: how they do, no shape tells. Each token goes to equally many, so all experts
+        together have as much in any case."""
+        if index is None or index.dtype != torch.bool or index.ndim > 1:
+            return index
+        return torch.empty(len(index) // self._experts, dtype=torch.long)
 
     def alive(self) -> Counter[Growth | str]:
         """Bytes that were allocated inside and are there still, by what they grow with."""

@@ -178,6 +178,22 @@ def test_the_plan_is_what_a_transformers_step_takes(name, switch):
     assert told["taken"] == pytest.approx(told["planned"], rel=0.15)
 
 
+def test_experts_share_their_tokens_evenly():
+    """As many as all have together is known: which of them has more, no shape tells."""
+    found = []
+
+    def call(router):
+        tokens = torch.empty(12, 3).repeat_interleave(2, dim=0)
+        chosen = router(torch.empty(12, 3)).topk(2).indices.flatten()
+        taken = torch.empty_like(tokens)
+        for expert in range(4):
+            taken[chosen == expert] = tokens[chosen == expert]
+            found.append(len(tokens[chosen == expert]))
+
+    dry_run.counted(torch.nn.Linear(3, 4), torch.float32, call)
+    assert found == [6, 6, 6, 6]
+
+
 def test_an_accelerator_is_not_filled_to_the_brim(small, settings, monkeypatch):
     """What no count of tensors shows is left free there; on the CPU it is the system's to find."""
     assert memory.margin(torch.device("cpu"), 10**10) == 0
