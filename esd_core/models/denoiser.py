@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import ESDError
 from .architectures import Architecture
 from .prediction import Prediction
 from .swap import Weight
@@ -106,15 +107,31 @@ class Conditioning:
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
         """All rows of all parts, in order; the parts are of one model. Where they have different
-        numbers of tokens, the shorter are padded with zeros, and `lengths` remembers it."""
+        numbers of tokens, the shorter are padded with zeros, and `lengths` remembers it.
+
+        Raises ESDError where they differ in the tokens of another part, which `lengths` is not of.
+        """
         first = parts[0]
         joined: dict[str, Any] = {
             n: _padded([getattr(part, n) for part in parts]) for n, _ in first._named()
         }
-        extra = {n: _padded([part.extra[n] for part in parts]) for n in first.extra}
+        extra = {
+            n: (_padded if n == MASK else _joined)([part.extra[n] for part in parts])
+            for n in first.extra
+        }
         lengths = [n for p in parts for n in p.lengths or (p.context.shape[1],) * len(p)]
         are_equal = len({*lengths}) == 1 and lengths[0] == joined["context"].shape[1]
         return replace(first, **joined, extra=extra, lengths=None if are_equal else tuple(lengths))
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    counts = sorted({tensor.shape[1] for tensor in tensors if tensor.ndim > 1})
+    if len(counts) > 1:
+        raise ESDError(
+            f"a text encoder gives {counts[0]} tokens for one prompt and {counts[-1]} for another, "
+            "where this model has as many for all: leave out what changes that"
+        )
+    return torch.cat([*tensors])
 
 
 def _padded(tensors: Sequence[Tensor]) -> Tensor:

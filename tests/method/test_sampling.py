@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from esd_core.errors import ESDError
 from esd_core.method.sampling import predict_together, sample, unit_noise
 from esd_core.models.denoiser import MASK, Conditioning, Schedule
 
@@ -123,6 +124,13 @@ def test_rows_of_different_lengths_are_padded_and_found_again():
     longer = Conditioning(torch.randn(1, 6, 3), torch.randn(1, 2), extra={MASK: torch.ones(1, 6)})
     assert Conditioning.cat([whole, longer]).lengths == (4, 2, 4, 6)
     assert Conditioning.cat([whole.select([1])]).by_length()[0][1].context.shape == (1, 2, 3)
+
+
+def test_other_parts_must_have_as_many_tokens_in_all_rows():
+    rows = [Conditioning(torch.randn(1, 4, 3), extra={"t5": torch.ones(1, n, 5)}) for n in (7, 9)]
+    assert Conditioning.cat(rows[:1] * 2).extra["t5"].shape == (2, 7, 5)
+    with pytest.raises(ESDError, match="gives 7 tokens for one prompt and 9 for another"):
+        Conditioning.cat(rows)
 
 
 def test_rows_of_one_length_need_no_padding():
