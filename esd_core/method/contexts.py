@@ -37,8 +37,8 @@ MIXED = (True, True, True, False, False)
 """Whether contexts have another word beside the concept, by turns."""
 MOST, ROOM = 1024, 2**32
 """Preserved prompts of a run, a concept, and bytes of all their text states in float32: each is
-encoded, and takes 0.6 MB for SDXL, 8 MB for Wan, 31 MB for FLUX.2. A run that meets the same ones
-often learns them by heart."""
+encoded, and takes 0.6 MB for SDXL, 8 MB for Wan, 31 MB for FLUX.2, 69 MB for HiDream. A run that
+meets the same ones often learns them by heart."""
 PRESERVING = 2
 """Samples that preserve for every one that erases."""
 _TRIES = 100

@@ -11,6 +11,11 @@ own for text (FLUX, SD3, Qwen-Image), those of its attention; where pictures and
 weights (Z-Image, Lumina 2, Krea 2), the layers that text passes before it meets the picture; where
 there is cross-attention (Wan, Anima), that. The official code (at 2ff19a1) trains more for
 FLUX: the picture's attention too. esd-u is the rest of the layers within the blocks.
+
+HiDream has blocks of the first kind and of the second, and text comes anew to each through a layer
+of its own: esd-x trains those layers too, which the public closed form for it edits alone
+(rohitgandikota/unified-concept-editing, `uce_hidream_edit.py` at ea9644f). Its routers stay as they
+are, as where LoRAs are trained on it (ostris/ai-toolkit): a choice of experts has no gradient.
 """
 
 import re
@@ -351,11 +356,28 @@ ANIMA = _transformer(
     text_numbers=512 * 1024,
     text_input="llm_adapter.blocks.0.cross_attn.k_proj",
 )
+_HIDREAM_TEXT = r"double_stream_blocks\.\d+\.block\.attn1"
+HIDREAM = _transformer(
+    _transformer_layers(
+        r"(double|single)_stream_blocks\.\d+\..+(?<!\.gate)",
+        rf"{_HIDREAM_TEXT}\.to_(q|k|v|out)_t|caption_projection\.\d+\.linear",
+        rf"{_HIDREAM_TEXT}\.to_[kv]_t",
+    ),
+    "transformer",
+    name="hidream",
+    title="HiDream-I1",
+    cfg=5.0,
+    modelspec="hidream-i1",
+    ss_version="hidream_i1",
+    hosts=(("HiDream", "HiDream"),),
+    text_numbers=(1 + 32) * 128 * 4096,
+    text_input="caption_projection.0.linear",
+)
 
 _UNETS = (SDXL, REFINER, SD2, SD1)
 _TRANSFORMERS = (
     *(SD3, FLUX, FLUX2, CHROMA, QWEN_IMAGE, Z_IMAGE, LUMINA2, AURA_FLOW),
-    *(KREA2, ANIMA, WAN),
+    *(KREA2, ANIMA, WAN, HIDREAM),
 )
 ARCHITECTURES = {known.name: known for known in (*_UNETS, *_TRANSFORMERS)}
 """By name."""

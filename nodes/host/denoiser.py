@@ -33,8 +33,15 @@ from .model import architecture, context_width, latent_shape, prediction, takes_
 from .session import compute_dtype, differentiable_attention
 from .text import Texts, own
 
+_STATES = "c_crossattn"
+"""An argument of all networks: token states."""
 _COUNTED = "num_tokens"
 """An argument of Lumina 2's network: how many tokens a prompt has, one number for all rows."""
+
+_LAYERS = "encoder_hidden_states_llama3"
+"""An argument of HiDream's network: the states of all of Llama's layers, [B, N, L, C]. They are as
+many as a prompt has tokens, so they are the context here, [B, L, N * C]; what the network calls so,
+T5's states, is as long for every prompt."""
 
 OnRows = Callable[[int, bool], None]
 """Called with the rows that go through the network, and whether they are trained on."""
@@ -136,7 +143,7 @@ class HostDenoiser:
         `pooled` holds what the MODEL makes of pooled text, and of sizes.
         """
         conds = [self._conds(prompt, width, height) for prompt in prompts]
-        states = [one["c_crossattn"] for one in conds]
+        states = [one[_STATES] for one in conds]
         if self.architecture.is_unet:
             # As the host does: attention to tokens that all come n times is the same.
             length = math.lcm(*(one.shape[1] for one in states))
@@ -161,16 +168,24 @@ class HostDenoiser:
             make = self._inner.extra_conds
             made = comfy.samplers.encode_model_conds(make, cond, latent, self.device, "positive")
             conds = {n: one.process_cond(1, area=None) for n, one in made[0]["model_conds"].items()}
+        if isinstance(self._inner, comfy.model_base.HiDream) and _LAYERS not in conds:
+            raise ESDError(
+                "the CLIP gives no text states of Llama, which the MODEL takes: load HiDream's "
+                "text encoders with QuadrupleCLIPLoader"
+            )
         return {name: own(one.cond) for name, one in conds.items() if one.cond is not None}
 
     def _row(self, states: Tensor, conds: Mapping[str, Any]) -> Conditioning:
-        parts = {n: v for n, v in conds.items() if isinstance(v, Tensor) and n != "c_crossattn"}
+        parts = {n: v for n, v in conds.items() if isinstance(v, Tensor) and n != _STATES}
         if _COUNTED in conds:
             parts[_COUNTED] = torch.tensor([conds[_COUNTED]])
         parts = {name: part.to(self.device) for name, part in parts.items()}
         guidance = None
         if self.is_guided:  # others may be told, and do not listen
             guidance = torch.full_like(parts.pop("guidance"), TARGET_GUIDANCE)
+        if _LAYERS in parts:
+            parts[_STATES] = states
+            states = rearrange(parts.pop(_LAYERS), "b n l c -> b l (n c)")
         if not self.architecture.is_unet:  # whose states are many, and are cast on the way anyhow
             states = states.to(self.compute_dtype)
         pooled = parts.pop("y", None)
@@ -202,13 +217,12 @@ class HostDenoiser:
             given["y"] = conditioning.pooled
         if conditioning.guidance is not None:
             given["guidance"] = conditioning.guidance
-        denoised: Tensor = self._inner.apply_model(
-            x,
-            sigma,
-            c_crossattn=conditioning.context,
-            transformer_options={"optimized_attention_override": differentiable_attention},
-            **given,
-        )
+        if _STATES in given:
+            width = given[_STATES].shape[-1]
+            given[_LAYERS] = rearrange(conditioning.context, "b l (n c) -> b n l c", c=width)
+        options = {"optimized_attention_override": differentiable_attention}
+        given.setdefault(_STATES, conditioning.context)
+        denoised: Tensor = self._inner.apply_model(x, sigma, transformer_options=options, **given)
         return denoised
 
 

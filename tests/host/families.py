@@ -3,7 +3,7 @@
 from comfy_server import find_comfyui
 
 _BY_VERSION = {
-    "": ("sd3", "auraflow", "wan"),
+    "": ("sd3", "auraflow", "wan", "hidream"),
     "comfy/ldm/qwen_image/model.py": ("qwen-image",),
     "comfy/ldm/krea2/model.py": (
         *("flux", "flux-schnell", "chroma", "lumina2"),  # older ones: miniatures of other settings

@@ -149,9 +149,9 @@ def whole(model, clip, prompt, latent):
 
 def together(conds):
     """One batch, where the states have one length; else each alone."""
-    if len({cond["c_crossattn"].shape for cond in conds}) > 1:
-        return conds
     tensors = {n for n, value in conds[0].items() if isinstance(value, torch.Tensor)}
+    if any(len({cond[n].shape for cond in conds}) > 1 for n in tensors):
+        return conds
     return [conds[0] | {n: torch.cat([cond[n] for cond in conds]) for n in tensors}]
 
 

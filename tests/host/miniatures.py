@@ -158,6 +158,19 @@ MINIATURES = {
         is_ragged=True,
         stock="Anima",
     ),
+    "hidream": Miniature(
+        ("hidream.model", "HiDreamImageTransformer2DModel"),
+        {
+            **{"patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 2},
+            **{"num_single_layers": 2, "attention_head_dim": 32, "num_attention_heads": 2},
+            **{"caption_channels": [32, 32], "text_emb_dim": 16, "num_routed_experts": 4},
+            **{"num_activated_experts": 2, "axes_dims_rope": [16, 8, 8]},
+            **{"max_resolution": [128, 128], "llama_layers": [0, 1, 2, 2]},
+        },
+        text=32,
+        pooled=16,
+        stock="HiDream",
+    ),
     "wan": Miniature(
         ("wan.model", "WanModel"),
         {
@@ -283,14 +296,18 @@ class WideClip:
     ) -> Any:
         found = self._clip.encode_from_tokens(tokens, return_pooled=True, return_dict=True)
         states, pooled = _wide(found["cond"], self._miniature.text), None
+        (words,) = tokens["l"]
+        end = max(1, sum(1 for token, *_ in words if token != words[-1][0]))
+        own = states[:, : end + 1]
         if self._miniature.is_ragged:
-            (words,) = tokens["l"]
-            end = max(1, sum(1 for token, *_ in words if token != words[-1][0]))
-            states = states[:, : end + 1]
+            states = own
         if self._miniature.pooled:
             pooled = _wide(found["pooled_output"], self._miniature.pooled)
         assert return_dict
         given = {"cond": states, "pooled_output": pooled}
+        if self._name == "hidream":  # which gives a second encoder's states too, of every layer
+            layers = range(1 + max(self._miniature.config["llama_layers"]))
+            given["conditioning_llama3"] = torch.stack([own.roll(n, -1) for n in layers], 1)
         if self._name == "anima":  # which gives the tokens of a second tokenizer too
             given["t5xxl_ids"] = torch.tensor([token for token, *_ in tokens["l"][0]]) % 32128
             given["t5xxl_weights"] = torch.ones(len(given["t5xxl_ids"]))

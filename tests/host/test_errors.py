@@ -9,6 +9,7 @@ import torch
 from comfy_server import Refused
 from graphs import Graph, files, small_erasure
 from safetensors.torch import load_file, save_file
+from test_families import model_of
 
 from esd_core.models.loading import load_denoiser
 
@@ -106,6 +107,15 @@ def test_a_clip_of_another_family_is_refused(server):
     clip = graph.add("CLIPLoader", clip_name=write_clip_l(server), type="stable_diffusion")
     graph.train(model, [clip, 0], {})
     assert "connect the CLIP of the same checkpoint" in failure(graph)
+
+
+def test_a_clip_without_the_second_text_of_hidream_is_refused(server):
+    """As wide as T5 is there, as that of FLUX is."""
+    graph = Graph(server)
+    model, _ = model_of(graph, "hidream")
+    _, clip = model_of(graph, "sd3")
+    graph.train(model, clip, {})
+    assert "the CLIP gives no text states of Llama, which the MODEL takes" in failure(graph)
 
 
 def test_a_model_on_several_gpus_is_refused(server):

@@ -22,7 +22,7 @@ from esd_core.method.templates import (
 )
 from esd_core.method.terms import LineTerms, Term
 from esd_core.method.words import OBJECTS, STYLES
-from esd_core.models.architectures import FLUX2, SDXL, WAN
+from esd_core.models.architectures import FLUX2, HIDREAM, SDXL, WAN
 
 ROLE_KINDS = [STYLE, OBJECT, PERSON, ACT]
 AUTO = {"contexts": ["auto"], "negative_guidance": 1.5, "preserve_weight": 3.0}
@@ -239,7 +239,7 @@ def test_a_long_run_comes_back_to_its_contexts(settings):
     assert source.of_round(0) == source.of_round(len(source._rounds))
 
 
-@pytest.mark.parametrize("architecture", [FLUX2, WAN])
+@pytest.mark.parametrize("architecture", [FLUX2, WAN, HIDREAM])
 def test_prompts_of_wide_text_are_as_few_as_their_room_holds(settings, architecture):
     """ROOM is for those that preserve; what is erased comes on top."""
     config = settings({**AUTO, "training.steps": 10**6, "trajectory.count": 1})
