@@ -3,11 +3,14 @@ name alone.
 
     make bench NAME=efficacy [JSON=OUT.json] [ARGS="--model pocket-dit --seeds N --only NAME"]
     python -m benchmarks.efficacy OUT.json [--model MODEL] [--seeds N] [--only NAME] [--struck]
+        [--weights FOLDER]
 
 Prompts and seeds are in no other file, and no setting was chosen on them. Erasures are trained in
 float32; pictures are drawn in bfloat16, before and after, which takes half the time and reads
 alike. OUT.json keeps every run that is done, so that an interrupted table goes on. With --struck no
-word of pocket's world is in the lists that contexts draw from.
+word of pocket's world is in the lists that contexts draw from. With --weights the model is one of
+the same kind that `python -m esd_core.pocket.build` made from another seed; the oracle is the
+shipped one's.
 """
 
 from __future__ import annotations
@@ -242,11 +245,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", action="append")
     parser.add_argument("--struck", action="store_true")
+    parser.add_argument("--weights", metavar="FOLDER")
     arguments = parser.parse_args(argv)
     if arguments.struck:
         strike()
     model, out = arguments.model, arguments.out
-    denoiser, artist = pocket.load("auto", model), pocket.load("bf16", model)
+    denoiser, artist = (pocket.load(p, arguments.weights or model) for p in ("auto", "bf16"))
     state = json.loads(out.read_text()) if out and out.exists() else {"runs": []}
     if "before" not in state:
         worded = {name: shown_in_wordings(artist, name) for name in (*OBJECTS, *STYLES)}
