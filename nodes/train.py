@@ -111,7 +111,7 @@ class ESDTrain(io.ComfyNode):
         cls, filename_prefix: str, options: Options | None = None, **values: Any
     ) -> list[str]:
         """Checks all widgets before a MODEL is loaded for them, which can take minutes."""
-        with plain_errors(cls.hidden.unique_id):
+        with cls._live(), plain_errors():
             check_prefix(filename_prefix)
             resolved(_asked(values, options))
         return ["model", "clip"]
@@ -126,9 +126,8 @@ class ESDTrain(io.ComfyNode):
         vae: Any = None,
         **values: Any,
     ) -> io.NodeOutput:
-        node, resume = cls.hidden.unique_id, options.resume if options else True
-        workflow = (cls.hidden.extra_pnginfo or {}).get("workflow")
-        with plain_errors(node), LiveRun(node, workflow) as live:
+        resume = options.resume if options else True
+        with cls._live() as live, plain_errors():
             asked = _asked(values, options)
             config = resolved(asked, preset(model, values["method"]))
             trained = training.train(model, clip, config, filename_prefix, resume, live, vae)
@@ -145,6 +144,10 @@ class ESDTrain(io.ComfyNode):
             runs.listed(),
             ui=said.as_dict() | _OURS,
         )
+
+    @classmethod
+    def _live(cls) -> LiveRun:
+        return LiveRun(cls.hidden.unique_id, (cls.hidden.extra_pnginfo or {}).get("workflow"))
 
 
 _OURS = {"esd_train": [True]}

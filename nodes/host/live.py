@@ -12,6 +12,8 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer, web
 
+from ...esd_core.errors import ESDError
+
 _EVENT = "esd.run"
 _FAILED = "ended by an error, before anything was trained"
 _drawing: set[str] = set()
@@ -21,7 +23,9 @@ _running: dict[tuple[str, str], LiveRun] = {}
 
 
 class LiveRun:
-    """A run on one node of one prompt, for as long as the block lasts.
+    """A run on one node of one prompt, for as long as the block lasts, or the check before it.
+
+    An error in the block is said on the node, if it is for a person.
 
     Attributes:
         parting: what is said when it breaks off.
@@ -39,17 +43,25 @@ class LiveRun:
         self.parting = ""
         self.is_to_finish = False
         self.is_drawn = self._client in _drawing
+        self._is_shown = False
 
     def __enter__(self) -> LiveRun:
         _running[self._key] = self
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
         _running.pop(self._key, None)
-        if kind:
-            is_cancel = issubclass(kind, InterruptProcessingException)
-            self.say(self.parting or ("cancelled before its first step" if is_cancel else _FAILED))
-        self.show(running=False)
+        if error:
+            self.say(self._last_words(error))
+        if self._is_shown:
+            self.show(running=False)
+
+    def _last_words(self, error: BaseException) -> str:
+        """What is wrong, since newer pages keep it behind a button, and where the state is."""
+        if isinstance(error, ESDError):
+            return ";\n".join(filter(None, (str(error), self.parting)))
+        is_cancel = isinstance(error, InterruptProcessingException)
+        return self.parting or ("cancelled before its first step" if is_cancel else _FAILED)
 
     def say(self, text: str) -> None:
         """Text on the node. Nodes 2.0 join its lines: it should read without their ends, too."""
@@ -60,6 +72,7 @@ class LiveRun:
 
     def show(self, **what: Any) -> None:
         """Hands web/live.js whatever of the run has changed."""
+        self._is_shown = True
         if self.is_drawn:
             PromptServer.instance.send_sync(_EVENT, {**self._address, **what}, self._client)
 

@@ -42,6 +42,24 @@ def test_a_page_that_draws_is_told_everything_and_gets_no_text(page):
     assert told[-1]["running"] is False and "esd/drawn_00001_.safetensors" in run.text(train)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [({"steps": 0}, "steps must be at least 1"), ({"method": "selfattn"}, "selfattn")],
+    ids=["before a model is loaded", "of the model"],
+)
+def test_a_page_that_draws_is_told_what_is_wrong_in_the_place_of_a_report(page, inputs, said):
+    """The host's text would stay on the node, below the reports of all later runs."""
+    graph = Graph(page)
+    model, clip, _ = graph.pocket("pocket-dit")
+    train = graph.train(model, clip, {}, **inputs)
+    run = graph.run()
+    assert run.ending == "execution_error" and said in run.error and not run.texts
+    told = run.of("esd.run")
+    assert {one["node"] for one in told} == {train}
+    assert [one["text"] for one in told if "text" in one][-1] == run.error
+    assert told[-1]["running"] is False
+
+
 def test_words_of_a_run_reach_the_client_that_queued_it_alone(server, page):
     graph = Graph(server)
     model, clip, _ = graph.pocket()
