@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakSet
 
 from comfy.model_management import InterruptProcessingException
 from comfy_execution.utils import get_executing_context
@@ -16,9 +17,10 @@ from ...esd_core.errors import ESDError
 
 _EVENT = "esd.run"
 _FAILED = "ended by an error, before anything was trained"
-_drawing: set[str] = set()
-"""Clients whose page has said that it draws runs itself. The host's line of text knows no workflow:
-it would write on whatever node of that number is open."""
+_drawing: WeakSet[web.WebSocketResponse] = WeakSet()
+"""Links to pages that have said that they draw runs themselves. The host's line of text knows no
+workflow: it would write on whatever node of that number is open. A page that is loaded anew with
+scripts of custom nodes off is the same client by another link."""
 _running: dict[tuple[str, str], LiveRun] = {}
 
 
@@ -42,7 +44,7 @@ class LiveRun:
         self._key = prompt, node
         self.parting = ""
         self.is_to_finish = False
-        self.is_drawn = self._client in _drawing
+        self.is_drawn = PromptServer.instance.sockets.get(self._client) in _drawing
         self._is_shown = False
 
     def __enter__(self) -> LiveRun:
@@ -93,7 +95,9 @@ def as_address(picture: Image.Image) -> str:
 
 async def _draws(request: web.Request) -> web.Response:
     """{"client": ...}: this page draws runs itself."""
-    _drawing.add(str((await request.json())["client"]))
+    link = PromptServer.instance.sockets.get((await request.json())["client"])
+    if link is not None:  # else it says so again once it is linked
+        _drawing.add(link)
     return web.Response()
 
 

@@ -89,6 +89,7 @@ class Server:
         self.address = f"127.0.0.1:{port}"
         self.client = uuid.uuid4().hex
         self.pid, self.patience = 0, RUN_SECONDS
+        self.draws = False  # whether it says that it draws runs itself, as the pack's page does
 
     def bytes(self, path: str) -> bytes:
         with urllib.request.urlopen(f"http://{self.address}{path}", timeout=30) as answer:
@@ -127,6 +128,8 @@ class Server:
             f"ws://{self.address}/ws?clientId={self.client}", timeout=self.patience
         )
         try:
+            if self.draws:
+                self.post("/esd/draws", {"client": self.client})
             queued = [self._queue(prompt) for prompt in prompts]
             runs = [self._listen(link, one, on_text) for one in queued]
         finally:

@@ -17,8 +17,7 @@ from esd_core.storage.reading import read_header
 def page(server):
     """Another client of the same server, which has said that it draws runs itself."""
     other = copy.copy(server)
-    other.client = uuid.uuid4().hex
-    server.post("/esd/draws", {"client": other.client})
+    other.client, other.draws = uuid.uuid4().hex, True
     return other
 
 
@@ -66,6 +65,19 @@ def test_words_of_a_run_reach_the_client_that_queued_it_alone(server, page):
     graph.train(model, clip, {}, seed=31, filename_prefix="esd/mine")
     run = graph.run()
     assert any("step 4 of 4" in text for text in run.texts) and not run.of("esd.run")
+
+
+def test_a_page_loaded_anew_without_scripts_gets_text_again(page):
+    def run(seed):
+        graph = Graph(page)
+        model, clip, _ = graph.pocket()
+        graph.train(model, clip, {}, steps=1, seed=seed, filename_prefix="esd/anew")
+        return graph.run()
+
+    assert not run(34).texts
+    page.draws = False
+    again = run(35)
+    assert any("step 1 of 1" in text for text in again.texts) and not again.of("esd.run")
 
 
 def test_stop_and_keep_leaves_a_finished_file(server):
