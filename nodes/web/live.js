@@ -83,6 +83,8 @@ app.registerExtension({
       refresh();
       return answer;
     };
+    // Another tab is the active one only once its nodes are loaded.
+    workflows()?.$subscribe?.(refresh);
     // The server forgets its pages when it is started anew.
     api.addEventListener("reconnected", announce);
     api.addEventListener("status", announce, { once: true });

@@ -42,6 +42,7 @@ def test_a_run_is_watched_stopped_and_kept(server, tmp_path, renderer):
     assert 1 < seen["few"] < seen["more"], "the chart grew"
     assert seen["inside"], seen["said"]
     assert seen["stays"], "the page's panel took the chart off the node"
+    assert seen["tabs"] == {"other": False, "own": True}
     assert not seen["errors"]
     (file,) = files(server, f"loras/page/{renderer}*")
     assert file.name in seen["said"] and "ended by hand" in seen["said"]

@@ -26,8 +26,9 @@ try {
   const said = await page.locator(".esd-live").innerText();
   const inside = await isInside();
   const stays = await staysOnTheNode();
+  const tabs = await tabsShow();
   await runAnother();
-  console.log(JSON.stringify({ few, more, said, inside, stays, errors }));
+  console.log(JSON.stringify({ few, more, said, inside, stays, tabs, errors }));
 } finally {
   await browser.close();
 }
@@ -55,6 +56,17 @@ async function makeSmall() {
     app.canvas.ds.offset = [200 - train.pos[0], 120 - train.pos[1]];
     app.canvas.setDirty(true, true);
   }, `page/${renderer}`);
+}
+
+/** Whether the node shows the run in another tab of the same template, and then in its own again. */
+async function tabsShow() {
+  const isShown = () => page.evaluate(() => !document.querySelector(".esd-live").hidden);
+  const own = await page.evaluate(() => app.extensionManager.workflow.activeWorkflow.filename);
+  await loadTemplate(page, "pocket_demo");
+  const other = await isShown();
+  await page.locator(".workflow-tab, .workflow-label").getByText(own, { exact: true }).last().click();
+  await page.waitForTimeout(2000);
+  return { other, own: await isShown() };
 }
 
 /** A second run begins with nothing of the first. */
