@@ -39,6 +39,7 @@ function take(run, { step, loss, probe, picture, ...rest }) {
   if (step !== undefined) run.step = step;
   // Before the first step, also of a run that goes on, all of every concept is there, and nothing has moved.
   if (rest.concepts) {
+    run.began = step;
     run.probes.push({ step: 0, share: Object.fromEntries(rest.concepts.map((name) => [name, 1])), drift: {} });
   }
   if (loss !== undefined) run.losses.push([step, loss]);

@@ -116,14 +116,22 @@ function fill(parts, run, width) {
 
 /** What the lines are, and where they stand now. */
 function legend(run) {
-  const last = run.probes.at(-1);
+  const last = newest(run);
   const loss = smoothed(run.losses).at(-1)?.[1];
   const { prompt, part } = worst(last?.drift ?? {});
   return [
-    ...names(run).map((name, i) => entry(COLORS[i % COLORS.length], "solid", `${name}: ${percent(last.share[name])}`)),
-    entry(DRIFT, "dashed", `drift: ${percent(part)}`, prompt && `most: ${prompt}`),
+    ...names(run).map((name, i) =>
+      entry(COLORS[i % COLORS.length], "solid", last ? `${name}: ${percent(last.share[name])}` : name),
+    ),
+    entry(DRIFT, "dashed", last ? `drift: ${percent(part)}` : "drift", prompt && `most: ${prompt}`),
     ...(loss === undefined ? [] : [entry(LOSS, "solid", `loss: ${loss.toPrecision(2)}`, "smoothed, on a scale of its own")]),
   ];
+}
+
+/** The newest probe, unless the run has gone on from a later step and has taken none yet. */
+function newest(run) {
+  const last = run.probes.at(-1);
+  return last?.step >= run.began ? last : undefined;
 }
 
 function entry(color, dashes, said, tip) {
@@ -138,7 +146,7 @@ function entry(color, dashes, said, tip) {
 
 /** How it goes, at a glance. */
 function verdict(run) {
-  const last = run.probes.at(-1);
+  const last = newest(run);
   if (!last) return "";
   const left = names(run).filter((name) => last.share[name] > GONE);
   if (last.ruined) return "Too much else has drifted: a lower learning rate keeps it";

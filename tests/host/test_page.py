@@ -43,6 +43,8 @@ def test_a_run_is_watched_stopped_and_kept(server, tmp_path, renderer):
     assert seen["inside"], seen["said"]
     assert seen["stays"], "the page's panel took the chart off the node"
     assert seen["tabs"] == {"other": False, "own": True}
+    verdict, legend = seen["unmeasured"]
+    assert not verdict and "Van Gogh" in legend and "%" not in legend
     assert not seen["errors"]
     (file,) = files(server, f"loras/page/{renderer}*")
     assert file.name in seen["said"] and "ended by hand" in seen["said"]

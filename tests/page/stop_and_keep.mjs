@@ -27,8 +27,8 @@ try {
   const inside = await isInside();
   const stays = await staysOnTheNode();
   const tabs = await tabsShow();
-  await runAnother();
-  console.log(JSON.stringify({ few, more, said, inside, stays, tabs, errors }));
+  const unmeasured = await runAnother();
+  console.log(JSON.stringify({ few, more, said, inside, stays, tabs, unmeasured, errors }));
 } finally {
   await browser.close();
 }
@@ -69,14 +69,37 @@ async function tabsShow() {
   return { other, own: await isShown() };
 }
 
-/** A second run begins with nothing of the first. */
+/** A second run begins with nothing of the first. What its chart says of the run that goes on with it. */
 async function runAnother() {
   await page.evaluate(() => {
-    const train = app.graph.nodes.find((one) => one.type === "ESDTrain");
-    train.widgets.find((one) => one.name === "seed").value = 1;
+    const widget = (kind, name) =>
+      app.graph.nodes.find((one) => one.type === kind).widgets.find((one) => one.name === name);
+    widget("ESDTrain", "seed").value = 1;
+    widget("ESDTrainOptions", "probe_every").value = 0; // seldom, that is
   });
   await queue(page);
   await page.waitForFunction(() => document.querySelector(".esd-live .pair").hidden);
+  await drawn();
+  await interrupt();
+  await page.waitForFunction(() => document.querySelector(".esd-live .buttons").hidden);
+  await queue(page);
+  await drawn();
+  const said = await page.evaluate(() =>
+    [".verdict", ".legend"].map((part) => document.querySelector(`.esd-live ${part}`).textContent),
+  );
+  await interrupt();
+  return said;
+}
+
+/** Until a run draws its chart. */
+async function drawn() {
+  await page.waitForFunction(() => {
+    const part = (name) => document.querySelector(`.esd-live ${name}`);
+    return !part(".plot").hidden && !part(".buttons").hidden && /^step/.test(part(".words").textContent);
+  });
+}
+
+async function interrupt() {
   await fetch(`${address}/interrupt`, { method: "POST", body: "{}" });
 }
 
