@@ -90,6 +90,17 @@ def test_a_workflow_can_be_read_when_it_is_fitted_to_the_view(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_nothing_lies_where_a_node_grows_that_shows_its_run(name):
+    """Chart, report and pictures come below its widgets."""
+    nodes = workflow(name)["nodes"]
+    for node in nodes:
+        if node["type"] in ("ESDTrain", "ESDCompare"):
+            left, right = node["pos"][0], node["pos"][0] + node["size"][0]
+            beside = [n for n in nodes if n["pos"][0] < right and left < n["pos"][0] + n["size"][0]]
+            assert beside == [node]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_whole_model_is_written_only_when_asked(name):
     saving = [node for node in workflow(name)["nodes"] if node["type"] == "ESDSaveErased"]
     assert all(node["mode"] == MUTED for node in saving)
