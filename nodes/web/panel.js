@@ -83,7 +83,8 @@ export class Panel {
 
   /** Makes room on the node for what there is, and never takes any away. */
   fit() {
-    const height = this.box.hidden ? 0 : wanted(this.box) + 24;
+    // A next run keeps the room of this one: the boxes above would take it, and push all else down.
+    const height = this.box.hidden ? 0 : Math.max(wanted(this.box) + 24, this.height);
     if (Math.abs(height - this.height) < 2) return;
     this.height = height;
     const { node } = this;
