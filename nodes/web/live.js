@@ -84,8 +84,8 @@ app.registerExtension({
       refresh();
       return answer;
     };
-    // Another tab is the active one only once its nodes are loaded.
-    workflows()?.$subscribe?.(refresh);
+    // Not once a node is loaded: until all are, another tab is still the active one.
+    workflows()?.$subscribe(refresh);
     // The server forgets its pages when it is started anew.
     api.addEventListener("reconnected", announce);
     api.addEventListener("status", announce, { once: true });
@@ -101,5 +101,4 @@ app.registerExtension({
       return onRemoved?.apply(this, given);
     };
   },
-  loadedGraphNode: refresh,
 });

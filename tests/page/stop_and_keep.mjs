@@ -58,12 +58,14 @@ async function makeSmall() {
   }, `page/${renderer}`);
 }
 
-/** Whether the node shows the run in another tab of the same template, and then in its own again. */
+/** Whether the node has room for the run in another tab of the same template, and shows it in its own again. */
 async function tabsShow() {
   const isShown = () => page.evaluate(() => !document.querySelector(".esd-live").hidden);
+  const height = () => page.evaluate(() => app.graph.nodes.find((one) => one.type === "ESDTrain").size[1]);
+  const grown = await height();
   const own = await page.evaluate(() => app.extensionManager.workflow.activeWorkflow.filename);
   await loadTemplate(page, "pocket_demo");
-  const other = await isShown();
+  const other = (await isShown()) || (await height()) >= grown;
   await page.locator(".workflow-tab, .workflow-label").getByText(own, { exact: true }).last().click();
   await page.waitForTimeout(2000);
   return { other, own: await isShown() };
