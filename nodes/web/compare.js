@@ -1,6 +1,7 @@
 // The slider of ESD Compare: original and erased, one picture under the other, in either renderer.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { leaveWith, takePlace } from "./place.js";
 
 const HEIGHT = 240;
 const STYLE = {
@@ -43,7 +44,9 @@ class Slider {
   }
 
   fill(originals, erased) {
-    this.pairs = (originals ?? []).map((image, index) => [image, erased?.[index]]).filter(([, other]) => other);
+    if (!originals || originals === this.filled) return;
+    this.filled = originals;
+    this.pairs = originals.map((image, index) => [image, erased?.[index]]).filter(([, other]) => other);
     if (!this.pairs.length) return;
     this.hint.style.display = "none";
     for (const shown of this.element.children) if (shown !== this.hint) shown.style.display = "block";
@@ -71,8 +74,20 @@ class Slider {
   }
 }
 
+const sliders = new Map(); // by node
+
+/** The page keeps what a node has given when an undo or another tab makes the node anew. */
+function refill() {
+  for (const [node, slider] of sliders) {
+    takePlace(node, slider.element);
+    const output = node.graph?.isRootGraph === false ? undefined : app.nodeOutputs?.[node.id];
+    slider.fill(output?.a_images, output?.b_images);
+  }
+}
+
 app.registerExtension({
   name: "ESD.Compare",
+  setup: () => app.extensionManager?.workflow?.$subscribe(() => requestAnimationFrame(refill)),
   nodeCreated(node) {
     if (node.constructor.comfyClass !== "ESDCompare") return;
     const slider = new Slider();
@@ -84,10 +99,16 @@ app.registerExtension({
       getMinHeight: () => HEIGHT,
     });
     widget.serialize = false;
-    const inherited = node.onExecuted;
+    leaveWith(node, slider.element);
+    sliders.set(node, slider);
+    const { onExecuted, onRemoved } = node;
     node.onExecuted = function (output) {
-      inherited?.call(this, output);
+      onExecuted?.call(this, output);
       slider.fill(output.a_images, output.b_images);
+    };
+    node.onRemoved = function (...given) {
+      sliders.delete(node);
+      return onRemoved?.apply(this, given);
     };
   },
 });

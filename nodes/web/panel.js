@@ -1,6 +1,7 @@
 // What a node shows of its run.
 import { api } from "../../scripts/api.js";
 import { COLORS, DRIFT, LOSS, draw, names, smoothed, worst } from "./chart.js";
+import { leaveWith, takePlace } from "./place.js";
 
 const NARROWEST = 260;
 export const THUMBS = 8;
@@ -49,6 +50,7 @@ export class Panel {
       getMaxHeight: () => this.height,
     });
     this.widget.serialize = false;
+    leaveWith(node, this.box);
     this.height = 0;
     this.parts.keep.onclick = () => this.post("/esd/stop", { prompt: this.run.prompt, node: this.run.node });
     this.parts.cancel.onclick = () => this.post("/interrupt", { prompt_id: this.run.prompt });
@@ -76,6 +78,7 @@ export class Panel {
 
   redraw() {
     const { run } = this;
+    takePlace(this.node, this.box);
     this.box.hidden = !run;
     if (run) fill(this.parts, run, Math.max(this.box.clientWidth, NARROWEST));
     this.fit();

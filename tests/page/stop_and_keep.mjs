@@ -27,6 +27,7 @@ try {
   const inside = await isInside();
   const stays = await staysOnTheNode();
   const tabs = await tabsShow();
+  await undo();
   const unmeasured = await runAnother();
   console.log(JSON.stringify({ few, more, said, inside, stays, tabs, unmeasured, errors }));
 } finally {
@@ -69,6 +70,18 @@ async function tabsShow() {
   await page.locator(".workflow-tab, .workflow-label").getByText(own, { exact: true }).last().click();
   await page.waitForTimeout(2000);
   return { other, own: await isShown() };
+}
+
+/** Makes all nodes anew, as they are: what comes next is to be seen all the same. */
+async function undo() {
+  await page.evaluate(async () => {
+    const { changeTracker } = app.extensionManager.workflow.activeWorkflow;
+    changeTracker.checkState();
+    app.graph.nodes[0].pos[0] -= 10;
+    changeTracker.checkState();
+    await changeTracker.undo();
+  });
+  await page.waitForTimeout(2000);
 }
 
 /** A second run begins with nothing of the first. What its chart says of the run that goes on with it. */
