@@ -3,7 +3,8 @@
 A student that sees one prompt learns that prompt. So the concept is put into generic templates with
 generic other words, and what it should give there is the same prompt without the concept, so that
 all else in it stays. Twice as many samples come from the same templates with other words in the
-concept's place, which are preserved: what is not shown to stay, goes.
+concept's place, which are preserved: what is not shown to stay, goes. Away from a style the push
+falls during a run (`Role.push_left`).
 
 Words and templates are the same for every model and every concept.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ..config.concepts import Concept
@@ -83,14 +84,26 @@ class Draw(random.Random):
         return card
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """What a round was dealt: concepts in contexts, and what preserves."""
+
+    erasing: tuple[tuple[Template, Concept, Role], ...]
+    preserving: tuple[Term, ...]
+    beside: tuple[Term, ...]
+
+
 class ContextTerms:
-    """The terms of every round of a run, drawn from its seed."""
+    """The terms of every round of a run, drawn from its seed.
+
+    Where there are more rounds than different ones, they come again in turn.
+    """
 
     preserves_anchors = True
     preserving = PRESERVING
 
-    def __init__(self, config: ErasureConfig, rounds: int) -> None:
-        self._config, self._draw = config, Draw(config, config.seed)
+    def __init__(self, config: ErasureConfig, rounds: int, different: int) -> None:
+        self._config, self._draw, self._count = config, Draw(config, config.seed), rounds
         own = [text for text in config.contexts if text != AUTO]
         self._own = own_role(own) if own else None
         self._has_auto = AUTO in config.contexts
@@ -99,26 +112,34 @@ class ContextTerms:
         both = [without_names(role, config.concepts) for role in ROLES[""]]
         # Styles and objects stay, whatever is erased; roles of equal templates are one.
         self._preserved = list(dict.fromkeys([*erased, *both]))
-        self._rounds = [self._round(index) for index in range(rounds)]
-        drawn = [term for r in self._rounds for term in (*r.followed, *r.beside)]
+        self._drawn = [self._deal(index) for index in range(different)]
+        dealt = [self.of_round(index) for index in range(different)]
+        learnt = [term for one in dealt for term in (*one.followed, *one.beside)]
         # Those of the bare lines first, so that more rounds only add to the end.
-        self.terms = tuple(dict.fromkeys([*terms(config), *drawn]))
+        self.terms = tuple(dict.fromkeys([*terms(config), *learnt]))
 
     def of_round(self, index: int) -> RoundTerms:
-        return self._rounds[index % len(self._rounds)]
+        drawn = self._drawn[index % len(self._drawn)]
+        done = min(1.0, index / max(1, self._count - 1))
+        erasing = tuple(self._pushed(*one, done) for one in drawn.erasing)
+        return RoundTerms((*erasing, *drawn.preserving), drawn.beside)
 
-    def _round(self, index: int) -> RoundTerms:
+    def _pushed(self, template: Template, concept: Concept, role: Role, done: float) -> Term:
+        eta = self._config.negative_guidance * (1 - (1 - role.push_left) * done)
+        return erasing_in(template, concept, eta)
+
+    def _deal(self, index: int) -> _Drawn:
         trajectory, concepts = self._config.trajectory, self._config.concepts
         turns = range(index * trajectory.count, (index + 1) * trajectory.count)
-        followed = []
+        erasing = []
         for turn in turns:
             concept = concepts[turn % len(concepts)]
             roles = self._roles[concept]
-            template = self._template(roles[turn // len(concepts) % len(roles)])
-            followed.append(erasing_in(template, concept, self._config.negative_guidance))
-        followed += self._preserving(round(FOLLOWED * trajectory.count))
+            role = roles[turn // len(concepts) % len(roles)]
+            erasing.append((self._template(role), concept, role))
+        followed = self._preserving(round(FOLLOWED * trajectory.count))
         beside = self._preserving(trajectory.count * trajectory.steps)
-        return RoundTerms(tuple(followed), beside)
+        return _Drawn(tuple(erasing), followed, beside)
 
     def _roles_of(self, concept: Concept) -> tuple[Role, ...]:
         auto = roles_of(concept) if self._has_auto else ()
@@ -169,15 +190,11 @@ def term_source(config: ErasureConfig, architecture: Architecture) -> TermSource
     """What a run learns, round by round."""
     if not config.contexts:
         return LineTerms(config)
-    fitting = ROOM // (4 * architecture.text_numbers)
-    return ContextTerms(config, _rounds(config, min(MOST * len(config.concepts), fitting)))
-
-
-def _rounds(config: ErasureConfig, most: int) -> int:
-    """As many as the steps of a run use up, within that many prompts; one at least."""
     trajectory, training = config.trajectory, config.training
     samples = trajectory.count * trajectory.steps
     part = preserved_part(training.batch_size, PRESERVING) if config.preserves else 0
     share = training.batch_size - part
     used = -(-training.steps // (samples // min(share, samples) * trajectory.reuse))
-    return min(used, max(1, most // samples))
+    fitting = ROOM // (4 * architecture.text_numbers)
+    most = min(MOST * len(config.concepts), fitting)
+    return ContextTerms(config, used, min(used, max(1, most // samples)))

@@ -59,6 +59,7 @@ class Role:
         plain: templates of the concept alone. mixed: with a word of `words` beside it.
         held_out: of both sorts, for probes.
         others: what may stand in the concept's place.
+        push_left: of the push, at the end of a run.
     """
 
     plain: tuple[Template, ...]
@@ -66,7 +67,13 @@ class Role:
     held_out: tuple[Template, ...]
     words: tuple[str, ...]
     others: tuple[str, ...]
+    push_left: float = 1.0
 
+
+FALLEN = 1 / 3
+"""Of a push that is to fall. One that takes a style early in a run takes what is drawn in it as
+well if it goes on, and may fall: without the style, a prompt has another look. Without an object it
+has some other object, which is the same one now and then: there the push has to stay."""
 
 STYLE = Role(
     plain=(
@@ -100,6 +107,7 @@ STYLE = Role(
     ),
     words=OBJECTS,
     others=STYLES,
+    push_left=FALLEN,
 )
 OBJECT = Role(
     plain=(
