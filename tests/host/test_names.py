@@ -3,6 +3,7 @@
 import pytest
 import torch
 from comfy_server import in_host
+from families import FAMILIES
 from pipelines import flux_pipeline, sd3_pipeline
 from safetensors.torch import load_file, save_file
 
@@ -19,9 +20,10 @@ from esd_core.training.selection import select
 PIPELINES = {
     "sd3": sd3_pipeline,
     "sd3-plain": lambda: sd3_pipeline(dual_attention_layers=(), qk_norm=None),
-    "flux": flux_pipeline,
-    "schnell": lambda: flux_pipeline(guided=False),
 }
+if "flux" in FAMILIES:  # older hosts know it in full size alone
+    PIPELINES["flux"] = flux_pipeline
+    PIPELINES["schnell"] = lambda: flux_pipeline(guided=False)
 CHANGES = (ERASURE, LORA)
 
 
