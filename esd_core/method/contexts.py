@@ -88,7 +88,7 @@ class Draw(random.Random):
 class _Drawn:
     """What a round was dealt: concepts in contexts, and what preserves."""
 
-    erasing: tuple[tuple[Template, Concept, Role], ...]
+    erasing: tuple[tuple[Template, Concept], ...]
     preserving: tuple[Term, ...]
     beside: tuple[Term, ...]
 
@@ -124,8 +124,10 @@ class ContextTerms:
         erasing = tuple(self._pushed(*one, done) for one in drawn.erasing)
         return RoundTerms((*erasing, *drawn.preserving), drawn.beside)
 
-    def _pushed(self, template: Template, concept: Concept, role: Role, done: float) -> Term:
-        eta = self._config.negative_guidance * (1 - (1 - role.push_left) * done)
+    def _pushed(self, template: Template, concept: Concept, done: float) -> Term:
+        # What may be an object, too, needs all of its push.
+        left = max(role.push_left for role in self._roles[concept])
+        eta = self._config.negative_guidance * (1 - (1 - left) * done)
         return erasing_in(template, concept, eta)
 
     def _deal(self, index: int) -> _Drawn:
@@ -136,7 +138,7 @@ class ContextTerms:
             concept = concepts[turn % len(concepts)]
             roles = self._roles[concept]
             role = roles[turn // len(concepts) % len(roles)]
-            erasing.append((self._template(role), concept, role))
+            erasing.append((self._template(role), concept))
         followed = self._preserving(round(FOLLOWED * trajectory.count))
         beside = self._preserving(trajectory.count * trajectory.steps)
         return _Drawn(tuple(erasing), followed, beside)

@@ -161,11 +161,11 @@ def test_a_kind_decides_the_templates(settings, line, kind):
 @pytest.mark.parametrize("different", [7, 2], ids=["each once", "that come again"])
 @pytest.mark.parametrize(
     ("line", "last"),
-    [("Van Gogh", 0.5), ("house", 1.5), ("a smurf", 1.0), ("Van Gogh <- art by Van Gogh", 1.5)],
+    [("Van Gogh", 0.5), ("house", 1.5), ("a smurf", 1.5), ("Van Gogh <- art by Van Gogh", 1.5)],
 )
 def test_the_push_away_from_a_style_falls_to_a_third(settings, line, last, different):
-    """In step with the rounds; what is not known is a style in half of its contexts. What takes a
-    concept out of something wider is one push more, which stays."""
+    """In step with the rounds. What may be an object keeps all of its push; what takes a concept
+    out of something wider is one push more, which stays."""
     source = drawn(settings, rounds=7, different=different, concepts=[line])
     pushes = [[t.push for t in source.of_round(i).followed if t.concept] for i in range(7)]
     first = 2.5 if "<-" in line else 1.5
