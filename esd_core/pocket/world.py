@@ -130,9 +130,9 @@ def _scene(name: str, rng: np.random.Generator) -> Image.Image:
     return stage
 
 
-def draw_scene(name: str, rng: np.random.Generator) -> Picture:
-    """The object on its stage, in no style. Position, size and light vary."""
-    stage = _scene(name, rng)
+def draw_scene(name: str, rng: np.random.Generator, stage_of: str = "") -> Picture:
+    """The object on its own stage or another's, in no style. Position, size and light vary."""
+    stage = _scene(stage_of or name, rng)
     pen = _Pen(
         ImageDraw.Draw(stage), 0.5 + rng.uniform(-0.06, 0.06), 0.52 + rng.uniform(-0.04, 0.04),
         rng.uniform(0.85, 1.05),
@@ -241,13 +241,13 @@ _FILTER: dict[str, Callable[[Picture, np.random.Generator], Picture]] = {
 }  # fmt: skip
 
 
-def draw(name: str, look: str, rng: np.random.Generator) -> Picture:
-    """One picture of object `name` in `look`.
+def draw(name: str, look: str, rng: np.random.Generator, stage_of: str = "") -> Picture:
+    """One picture of object `name` in `look`, on its own stage or on another object's.
 
     Raises:
         KeyError: an object or a look that is not of this world.
     """
-    picture = draw_scene(name, rng)
+    picture = draw_scene(name, rng, stage_of)
     if look != PLAIN:
         picture = _FILTER[look](picture, rng)
     return np.clip(picture, 0, 1).astype(np.float32)

@@ -85,10 +85,13 @@ def test_pocket_dit_is_an_sd3_in_miniature() -> None:
     assert config["attention_head_dim"] == 64 and config["qk_norm"] == "rms_norm"
 
 
-def test_the_oracle_reads_99_of_100_fresh_drawings() -> None:
+@pytest.mark.parametrize("is_own", [True, False], ids=["own stage", "any stage"])
+def test_the_oracle_reads_99_of_100_fresh_drawings(is_own: bool) -> None:
+    """By the object, also where it stands on the stage of another: a boat under water is a boat."""
     rng = np.random.default_rng(987)
     asked = [(name, look) for name in OBJECTS for look in LOOKS] * 12
-    drawn = np.stack([draw(name, look, rng) for name, look in asked])
+    stages = ["" if is_own else str(rng.choice(OBJECTS)) for _ in asked]
+    drawn = np.stack([draw(*pair, rng, stage) for pair, stage in zip(asked, stages, strict=True)])
     objects, looks = load_oracle().read(torch.from_numpy(drawn).permute(0, 3, 1, 2).contiguous())
     for kind, seen in ((0, objects), (1, looks)):
         right = [pair[kind] == guess for pair, guess in zip(asked, seen, strict=True)]

@@ -1,4 +1,8 @@
-"""The oracle's stage: trained on drawn pictures alone, never on generated ones."""
+"""The oracle's stage: trained on drawn pictures alone, never on generated ones.
+
+Objects stand on each other's stages there. On their own alone it learns the stage with the object,
+and takes a boat whose sky has turned for a fish: on any stage it read 80 % of drawings right.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +19,12 @@ from .loop import Course, Loop
 from .pictures import draw_pictures
 
 COURSE = Course(steps=1200, learning_rate=2e-3, averaging=0.98)
-_BATCH = 64
+_BATCH, _PICTURES = 64, 7200
 
 
 def train_oracle(work: Path, seed: int) -> Oracle:
     """The oracle, ready to read; prints how well it reads drawings it has not seen."""
-    pictures = draw_pictures(3600, seed=seed + 11)
+    pictures = draw_pictures(_PICTURES, seed + 11, any_stage=True)
     torch.manual_seed(seed)
     oracle = Oracle()
 
@@ -57,7 +61,7 @@ def _worsen(batch: Tensor, rng: np.random.Generator) -> Tensor:
 
 @torch.no_grad()
 def _report(oracle: Oracle, seed: int) -> None:
-    fresh = draw_pictures(1080, seed=seed + 12)
+    fresh = draw_pictures(1080, seed + 12, any_stage=True)
     guesses = [oracle(part.float() / 255) for part in fresh.pixels.split(120)]
     for name, column, truth in (("objects", 0, fresh.objects), ("looks", 1, fresh.looks)):
         guess = torch.cat([both[column] for both in guesses]).argmax(1)

@@ -26,11 +26,17 @@ class Pictures:
     looks: Tensor
 
 
-def draw_pictures(count: int, seed: int) -> Pictures:
-    """`count` pictures, every pair of object and look equally often."""
+def draw_pictures(count: int, seed: int, any_stage: bool = False) -> Pictures:
+    """`count` pictures, every pair of object and look equally often.
+
+    any_stage: an object may stand where another belongs.
+    """
     rng = np.random.default_rng(seed)
     chosen = [PAIRS[place % len(PAIRS)] for place in range(count)]
-    drawn = [draw(OBJECTS[o], LOOKS[k], rng) for o, k in chosen]
+    drawn = [
+        draw(OBJECTS[o], LOOKS[k], rng, str(rng.choice(OBJECTS)) if any_stage else "")
+        for o, k in chosen
+    ]
     pixels = torch.from_numpy(np.stack([np.round(p * 255).astype(np.uint8) for p in drawn]))
     objects, looks = torch.tensor(chosen).T
     return Pictures(pixels.permute(0, 3, 1, 2).contiguous(), objects, looks)
