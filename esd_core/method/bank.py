@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from itertools import count
 
 import torch
 from torch import Tensor
@@ -173,22 +172,21 @@ class Bank:
 
         Terms that need as many predictions a step are followed side by side.
         """
-        starts = self._starts(len(terms.followed), noise)
-        schedule = self.denoiser.schedule(self.trajectory.steps, *self._size)
-        beside, found = terms.beside, _Found()
-        widths = [len(term.rollout()) for term in terms.followed]
-        order = sorted(range(len(widths)), key=lambda row: -widths[row])
-        own = self._ranks.share(order)
-        for width in sorted({*widths}, reverse=True):
-            rows = [row for row in order if widths[row] == width]
-            erasing = [row for row in rows if terms.followed[row].concept is not None]
-            states = len(erasing) * self.trajectory.steps
-            paired = {row: beside[i : states : len(erasing)] for i, row in enumerate(erasing)}
-            beside = beside[states:]
-            rows = [row for row in rows if row in own]
-            if rows:
-                followed = [terms.followed[row] for row in rows]
-                self._rollout(followed, starts[rows], schedule, found, student, rows, paired)
+        x = self._starts(len(terms.followed), noise)
+        steps, found = self.trajectory.steps, _Found()
+        schedule = self.denoiser.schedule(steps, *self._size)
+        parts = terms.parts(steps)
+        widths = [len(term.rollout()) for term in parts[0][1]]
+        own = self._ranks.share(sorted(range(len(x)), key=lambda row: -widths[row]))
+        for part, leading in parts:
+            levels = schedule.part(part)
+            widths = [len(term.rollout()) for term in leading]
+            for width in sorted({*widths}, reverse=True):
+                rows = [row for row in range(len(x)) if widths[row] == width and row in own]
+                if rows:
+                    followed = {row: leading[row] for row in rows}
+                    beside = [terms.beside[row :: terms.erasing] for row in rows]
+                    x[rows] = self._rollout(followed, x[rows], levels, part, found, student, beside)
         return found
 
     def _starts(self, count: int, noise: torch.Generator) -> Tensor:
@@ -197,29 +195,33 @@ class Bank:
 
     def _rollout(
         self,
-        terms: Sequence[Term],
-        noise: Tensor,
+        followed: Mapping[int, Term],
+        x: Tensor,
         schedule: Schedule,
+        steps: range,
         found: _Found,
         student: Mapping[str, Weight] | None = None,
-        rows: Sequence[int] = (),
-        paired: Mapping[int, Sequence[Term]] | None = None,
-    ) -> None:
+        beside: Sequence[Sequence[Term]] = (),
+    ) -> Tensor:
         """Adds to `found` what trajectories show that need as many predictions a step.
 
         Args:
-            rows: which of the round's trajectories these are.
-            paired: by row, preserving terms, of which every state of the trajectory takes one; not
-                for the last rows, where they have run out.
+            followed: terms by trajectory, those that erase first.
+            x: where they start. schedule: the levels of these steps.
+            steps: their numbers in the whole trajectory.
+            beside: for each trajectory that erases, a preserving term for every step of the whole.
+
+        Returns:
+            Where they end.
         """
+        terms = list(followed.values())
         asked = zip(*(term.rollout() for term in terms), strict=True)
         columns = [self._conditions(prompts) for prompts in asked]
         erasing = sum(term.concept is not None for term in terms)
-        trajectories = torch.tensor(rows or range(len(terms)))
-        steps = count()
+        trajectories, numbers = torch.tensor([*followed]), iter(steps)
 
         def on_step(x: Tensor, sigma: float, predictions: Sequence[Tensor]) -> None:
-            step = next(steps)
+            step = next(numbers)
             here = _places(len(columns), step, trajectories)
             found.evaluations += 0 if columns[0].guidance is None else len(x)  # that led here
             with self._teacher(student):
@@ -227,8 +229,7 @@ class Bank:
                 found.evaluations += len(x) * len(predictions)
                 found.followed.append(Placed(here, self._samples(terms, x, sigma, teacher)))
                 found.free += self._free(terms, x, sigma, teacher, here)
-                asked = [paired[row][step : step + 1] for row in rows[:erasing]] if paired else []
-                fresh = [term for of_row in asked for term in of_row]
+                fresh = [of_row[step] for of_row in beside[:erasing] if of_row]
                 if fresh:
                     seen = x[: len(fresh)]
                     own = self._conditions([term.student for term in fresh])
@@ -237,9 +238,9 @@ class Bank:
                     found.beside.append(Placed(here[: len(fresh)], samples))
 
         with self.denoiser.swapped(student) if student else nullcontext():
-            followed = columns[:2] if student else columns
+            guiding = columns[:2] if student else columns
             guidance, together = self.trajectory.guidance, self._sampling_batch
-            sample(self.denoiser, noise, followed, schedule, guidance, on_step, together)
+            return sample(self.denoiser, x, guiding, schedule, guidance, on_step, together)
 
     def _predict(
         self, x: Tensor, sigma: float, columns: Sequence[Conditioning], found: _Found

@@ -3,8 +3,8 @@
 A student that sees one prompt learns that prompt. So the concept is put into generic templates with
 generic other words, and what it should give there is the same prompt without the concept, so that
 all else in it stays. Twice as many samples come from the same templates with other words in the
-concept's place, which are preserved: what is not shown to stay, goes. Away from a style the push
-falls during a run (`Role.push_left`).
+concept's place, which are preserved: what is not shown to stay, goes. Several contexts lead each
+trajectory, one after the other. Away from a style the push falls during a run (`Role.push_left`).
 
 Words and templates are the same for every model and every concept.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, TypeVar
 
 from ..config.concepts import Concept
@@ -37,14 +38,18 @@ T = TypeVar("T")
 MIXED = (True, True, True, False, False)
 """Whether contexts have another word beside the concept, by turns."""
 MOST, ROOM = 1024, 2**32
-"""Preserved prompts of a run, a concept, and bytes of all their text states in float32: each is
-encoded, and takes 0.6 MB for SDXL, 8 MB for Wan, 31 MB for FLUX.2, 69 MB for HiDream. A run that
+"""Preserved prompts of a run, a concept, and bytes of all its prompts' text states in float32: each
+is encoded, and takes 0.6 MB for SDXL, 8 MB for Wan, 31 MB for FLUX.2, 69 MB for HiDream. A run that
 meets the same ones often learns them by heart."""
 PRESERVING = 2
 """Samples that preserve for every one that erases."""
 _TRIES = 100
 FOLLOWED = 0.25
 """Preserving trajectories for every one that erases."""
+TURNS = 4
+"""Contexts that lead a trajectory which erases: they cost no evaluation more than one would, and
+what is learnt in many holds in those that a run never meets. Not one for every step: then what a
+trajectory shows is no style, and of Seurat with a boat an eighth was left."""
 
 
 def erasing_in(template: Template, concept: Concept, eta: float) -> Term:
@@ -88,7 +93,7 @@ class Draw(random.Random):
 class _Drawn:
     """What a round was dealt: concepts in contexts, and what preserves."""
 
-    erasing: tuple[tuple[Template, Concept], ...]
+    erasing: tuple[tuple[tuple[Template, Concept], ...], ...]
     preserving: tuple[Term, ...]
     beside: tuple[Term, ...]
 
@@ -102,8 +107,14 @@ class ContextTerms:
     preserves_anchors = True
     preserving = PRESERVING
 
-    def __init__(self, config: ErasureConfig, rounds: int, different: int) -> None:
-        self._config, self._draw, self._count = config, Draw(config, config.seed), rounds
+    def __init__(self, config: ErasureConfig, rounds: int, different: int, turns: int) -> None:
+        """
+        Args:
+            rounds: of the run. different: how many of them are.
+            turns: contexts that lead a trajectory.
+        """
+        self._config, self._draw = config, Draw(config, config.seed)
+        self._count, self._turns = rounds, turns
         own = [text for text in config.contexts if text != AUTO]
         self._own = own_role(own) if own else None
         self._has_auto = AUTO in config.contexts
@@ -114,15 +125,15 @@ class ContextTerms:
         self._preserved = list(dict.fromkeys([*erased, *both]))
         self._drawn = [self._deal(index) for index in range(different)]
         dealt = [self.of_round(index) for index in range(different)]
-        learnt = [term for one in dealt for term in (*one.followed, *one.beside)]
+        learnt = [term for one in dealt for term in (*chain(*one.followed), *one.beside)]
         # Those of the bare lines first, so that more rounds only add to the end.
         self.terms = tuple(dict.fromkeys([*terms(config), *learnt]))
 
     def of_round(self, index: int) -> RoundTerms:
         drawn = self._drawn[index % len(self._drawn)]
         done = min(1.0, index / max(1, self._count - 1))
-        erasing = tuple(self._pushed(*one, done) for one in drawn.erasing)
-        return RoundTerms((*erasing, *drawn.preserving), drawn.beside)
+        erasing = [tuple(self._pushed(*one, done) for one in led) for led in drawn.erasing]
+        return RoundTerms((*erasing, *((term,) for term in drawn.preserving)), drawn.beside)
 
     def _pushed(self, template: Template, concept: Concept, done: float) -> Term:
         # What may be an object, too, needs all of its push.
@@ -131,17 +142,21 @@ class ContextTerms:
         return erasing_in(template, concept, eta)
 
     def _deal(self, index: int) -> _Drawn:
-        trajectory, concepts = self._config.trajectory, self._config.concepts
-        turns = range(index * trajectory.count, (index + 1) * trajectory.count)
-        erasing = []
-        for turn in turns:
-            concept = concepts[turn % len(concepts)]
-            roles = self._roles[concept]
-            role = roles[turn // len(concepts) % len(roles)]
-            erasing.append((self._template(role), concept))
+        trajectory = self._config.trajectory
+        places = range(index * trajectory.count, (index + 1) * trajectory.count)
+        erasing = tuple(self._led(place) for place in places)
         followed = self._preserving(round(FOLLOWED * trajectory.count))
         beside = self._preserving(trajectory.count * trajectory.steps)
-        return _Drawn(tuple(erasing), followed, beside)
+        return _Drawn(erasing, followed, beside)
+
+    def _led(self, place: int) -> tuple[tuple[Template, Concept], ...]:
+        """The contexts of a trajectory, all of one concept, in its roles by turns."""
+        concepts = self._config.concepts
+        concept = concepts[place % len(concepts)]
+        roles = self._roles[concept]
+        first = place // len(concepts)
+        of_turn = [roles[(first + turn) % len(roles)] for turn in range(self._turns)]
+        return tuple((self._template(role), concept) for role in of_turn)
 
     def _roles_of(self, concept: Concept) -> tuple[Role, ...]:
         auto = roles_of(concept) if self._has_auto else ()
@@ -198,5 +213,9 @@ def term_source(config: ErasureConfig, architecture: Architecture) -> TermSource
     share = training.batch_size - part
     used = -(-training.steps // (samples // min(share, samples) * trajectory.reuse))
     fitting = ROOM // (4 * architecture.text_numbers)
-    most = min(MOST * len(config.concepts), fitting)
-    return ContextTerms(config, used, min(used, max(1, most // samples)))
+    context = 2 * trajectory.count  # with the concept and without it
+    turns = min(TURNS, trajectory.steps)
+    if samples + context * turns > fitting:
+        turns = 1
+    most = min(MOST * len(config.concepts) // samples, fitting // (samples + context * turns))
+    return ContextTerms(config, used, min(used, max(1, most)), turns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 from torch import Tensor
@@ -93,13 +94,28 @@ class RoundTerms:
     """What one round of trajectories is for.
 
     Attributes:
-        followed: a trajectory each; those that erase come first.
+        followed: a trajectory each, by the terms that lead it in turn, for as many steps each;
+            those that erase come first.
         beside: what preserves at the states of trajectories that erase, one a state: there it costs
             one evaluation and no trajectory, so every state can have a prompt of its own.
     """
 
-    followed: tuple[Term, ...]
+    followed: tuple[tuple[Term, ...], ...]
     beside: tuple[Term, ...] = ()
+
+    @property
+    def erasing(self) -> int:
+        """How many trajectories erase."""
+        return sum(turns[0].concept is not None for turns in self.followed)
+
+    def parts(self, steps: int) -> list[tuple[range, tuple[Term, ...]]]:
+        """By part of the trajectories, its steps, of so many, and the terms that lead there."""
+        count = min(steps, max(map(len, self.followed)))
+        cuts = [steps * part // count for part in range(count + 1)]
+        return [
+            (range(*here), tuple(turns[len(turns) * part // count] for turns in self.followed))
+            for part, here in enumerate(pairwise(cuts))
+        ]
 
 
 class TermSource(Protocol):
@@ -134,7 +150,7 @@ class LineTerms:
             # The empty prompt has its turn like the others, but needs no trajectory of its own.
             in_turn = [preserving[i % len(preserving)] for i in turns]
             followed += [term for term in in_turn if term.student]
-        return RoundTerms(tuple(followed))
+        return RoundTerms(tuple((term,) for term in followed))
 
 
 def prompts_of(terms: Iterable[Term]) -> tuple[str, ...]:

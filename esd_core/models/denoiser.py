@@ -154,6 +154,11 @@ class Schedule:
     sigmas: Tensor
     initial_scale: float
 
+    def part(self, steps: range) -> Schedule:
+        """These steps of it, of which only the first of all starts from unit noise."""
+        sigmas = self.sigmas[steps.start : steps.stop + 1]
+        return Schedule(sigmas, 1.0 if steps.start else self.initial_scale)
+
 
 class Denoiser(Protocol):
     """A diffusion model in the hands of the core.

@@ -99,16 +99,16 @@ def _round_rows(terms: RoundTerms, leading: int, config: ErasureConfig) -> int:
     """On policy, the student's own two predictions lead, and the teacher's come on top."""
     steps, on_policy = config.trajectory.steps, config.trajectory.source == "student"
     own = leading + (2 if on_policy else 0)
-    predicted = sum(len(term.rollout()) + own for term in terms.followed)
-    return steps * predicted + min(len(terms.beside), steps * _erasing(terms))
+    predicted = sum(
+        len(part) * (len(term.rollout()) + own)
+        for part, leading in terms.parts(steps)
+        for term in leading
+    )
+    return predicted + len(terms.beside)
 
 
 def _batches(terms: RoundTerms, preserving: int, config: ErasureConfig) -> int:
     """As `Samples.batches` makes of that round."""
-    samples, batch = config.trajectory.steps * _erasing(terms), config.training.batch_size
+    samples, batch = config.trajectory.steps * terms.erasing, config.training.batch_size
     share = batch - (preserved_part(batch, preserving) if config.preserves else 0)
     return samples // min(share, samples) * config.trajectory.reuse
-
-
-def _erasing(terms: RoundTerms) -> int:
-    return sum(term.concept is not None for term in terms.followed)

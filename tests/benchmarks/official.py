@@ -15,7 +15,7 @@ from esd_core.config.settings import ErasureConfig
 from esd_core.method.bank import Bank, _Found
 from esd_core.method.contexts import term_source
 from esd_core.method.terms import RoundTerms
-from esd_core.models.denoiser import Denoiser, Schedule
+from esd_core.models.denoiser import Denoiser
 from esd_core.training.trainer import Trainer
 
 from . import pocket
@@ -45,12 +45,12 @@ class OfficialScheduleBank(Bank):
     ) -> _Found:
         schedule = self.denoiser.schedule(STEPS, 64, 64)
         whole = _Found()
-        for term in terms.followed:
+        for (term,) in terms.followed:
             for _ in range(self.trajectory.steps):
                 k = int(torch.randint(STEPS, (), generator=noise))
-                until = Schedule(schedule.sigmas[: k + 2], schedule.initial_scale)
-                found = _Found()
-                self._rollout([term], self._starts(1, noise), until, found, student)
+                found, steps = _Found(), range(k + 1)
+                levels, x = schedule.part(steps), self._starts(1, noise)
+                self._rollout({0: term}, x, levels, steps, found, student)
                 whole.followed.append(found.followed[-1])
                 whole.free += found.free[-1:]
                 whole.evaluations += found.evaluations

@@ -1,6 +1,7 @@
 """Contexts: what is drawn, what it asks for, and that it is the seed's."""
 
 import re
+from itertools import chain
 
 import pytest
 import torch
@@ -29,18 +30,23 @@ ROLE_KINDS = [STYLE, OBJECT, PERSON, ACT]
 AUTO = {"contexts": ["auto"], "negative_guidance": 1.5, "preserve_weight": 3.0}
 
 
-def drawn(settings, rounds=8, different=0, **overrides):
-    return ContextTerms(settings({**AUTO, **overrides}), rounds, different or rounds)
+def drawn(settings, rounds=8, different=0, turns=1, **overrides):
+    return ContextTerms(settings({**AUTO, **overrides}), rounds, different or rounds, turns)
+
+
+def leading(round_terms):
+    """All terms of a round's trajectories, in order."""
+    return [*chain(*round_terms.followed)]
 
 
 def erasing(source, rounds=8):
-    terms = [term for index in range(rounds) for term in source.of_round(index).followed]
+    terms = [term for index in range(rounds) for term in leading(source.of_round(index))]
     return [term for term in terms if term.concept is not None]
 
 
 def preserving(source, rounds=8):
     found = [source.of_round(index) for index in range(rounds)]
-    followed = [term for r in found for term in r.followed if term.concept is None]
+    followed = [term for r in found for term in leading(r) if term.concept is None]
     return followed + [term for r in found for term in r.beside]
 
 
@@ -167,7 +173,7 @@ def test_the_push_away_from_a_style_falls_to_a_third(settings, line, last, diffe
     """In step with the rounds. What may be an object keeps all of its push; what takes a concept
     out of something wider is one push more, which stays."""
     source = drawn(settings, rounds=7, different=different, concepts=[line])
-    pushes = [[t.push for t in source.of_round(i).followed if t.concept] for i in range(7)]
+    pushes = [[t.push for t in leading(source.of_round(i)) if t.concept] for i in range(7)]
     first = 2.5 if "<-" in line else 1.5
     assert torch.allclose(torch.tensor(pushes).mean(1), torch.linspace(first, last, 7))
 
@@ -176,6 +182,21 @@ def test_concepts_come_in_turn_and_each_in_all_its_roles(settings):
     source = drawn(settings, concepts=["Monet", "teapot"])
     names = ["Monet" if "Monet" in term.student else "teapot" for term in erasing(source)]
     assert names == ["Monet", "teapot"] * 8
+
+
+@pytest.mark.parametrize("turns", [1, 4])
+def test_contexts_lead_a_trajectory_by_turns(settings, turns):
+    """All of them of its own concept, in its roles by turns."""
+    source = drawn(settings, turns=turns, concepts=["Monet", "a smurf"])
+    for index in range(8):
+        followed = [led for led in source.of_round(index).followed if led[0].concept]
+        assert {len(led) for led in followed} == {turns}
+        for led in followed:
+            assert len({"Monet" in term.student for term in led}) == 1
+    led = erasing(source)
+    smurfs = [term.student for term in led if "Monet" not in term.student]
+    assert len(led) == 16 * turns and len(smurfs) == 8 * turns
+    assert len({term.student for term in led}) > 14 * turns
 
 
 def test_other_words_are_preserved_and_never_the_concepts_own(settings):
@@ -254,16 +275,14 @@ def test_a_long_run_comes_back_to_its_contexts(settings):
     source = term_source(settings({**AUTO, "training.steps": 10**6}), SDXL)
     assert len(source.terms) < 4 * MOST
     first, again = source.of_round(0), source.of_round(len(source._drawn))
-    assert prompts_of(first.followed) == prompts_of(again.followed) and first.beside == again.beside
+    assert prompts_of(leading(first)) == prompts_of(leading(again)) and first.beside == again.beside
 
 
 @pytest.mark.parametrize("architecture", [FLUX2, WAN, HIDREAM])
 def test_prompts_of_wide_text_are_as_few_as_their_room_holds(settings, architecture):
-    """ROOM is for those that preserve; what is erased comes on top."""
     config = settings({**AUTO, "training.steps": 10**6, "trajectory.count": 1})
     few, many = (term_source(config, one) for one in (architecture, SDXL))
-    preserving = {term for term in few.terms if term.concept is None}
-    assert 4 * architecture.text_numbers * len(preserving) <= ROOM
+    assert 4 * architecture.text_numbers * len(prompts_of(few.terms)) <= ROOM
     assert len(few.terms) < len(many.terms)
     assert few.of_round(0) == many.of_round(0)
 
@@ -290,7 +309,7 @@ def test_targets_of_a_round_are_the_teachers_at_its_states(denoiser, settings):
     config = settings({**AUTO, "training.steps": 3})
     source, bank = term_source(config, SDXL), bank_of(denoiser, config)
     samples = bank.sample_round(0, generator(3))
-    terms = {term.student: term for term in source.of_round(0).followed if term.concept}
+    terms = {term.student: term for term in leading(source.of_round(0)) if term.concept}
 
     def predicted(prompt, place):
         with torch.no_grad():
