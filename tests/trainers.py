@@ -32,9 +32,9 @@ PLAN = Plan(*[0] * 8, checkpointing=False, micro_batch=4, keeps_bf16=False, samp
 """For runs of SMALL whose memory is not asked about: planning takes as long as a short run."""
 
 
-def bank_of(denoiser, config, sampling_batch=None):
+def bank_of(denoiser, config, sampling_batch=None, source=None):
     size = config.width, config.height
-    source = term_source(config, denoiser.architecture)
+    source = source or term_source(config, denoiser.architecture)
     return Bank(denoiser, source, config.trajectory, size, sampling_batch)
 
 

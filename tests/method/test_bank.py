@@ -1,10 +1,13 @@
 """The bank: what is recorded equals a direct evaluation, and what it costs."""
 
+from functools import partial
+
 import pytest
 import torch
 from trainers import bank_of
 
 from esd_core.errors import ConfigError
+from esd_core.method.terms import RoundTerms, Term
 
 STEPS, COUNT, ETA = 3, 2, 1.5
 """Of the small config's trajectories, and an eta that is not the default."""
@@ -97,24 +100,65 @@ def changed(denoiser):
 def test_states_are_those_of_guided_euler(denoiser, settings):
     """Two trajectories, followed by hand from the round's noise."""
     _, samples = sampled(denoiser, settings)
-    assert_follows(denoiser, samples, "Van Gogh")
+    assert_follows(denoiser, samples, ["Van Gogh"] * STEPS)
 
 
 def test_on_policy_states_are_the_students(denoiser, settings):
     student = changed(denoiser)
     _, samples = sampled(denoiser, settings, student)
     with denoiser.swapped(student):
-        assert_follows(denoiser, samples, "Van Gogh")
+        assert_follows(denoiser, samples, ["Van Gogh"] * STEPS)
 
 
-def assert_follows(denoiser, samples, prompt, guidance=3.0):
+@pytest.mark.parametrize("turns", [1, 2, 3, 4])
+def test_terms_lead_a_trajectory_in_turn(denoiser, settings, turns):
+    """In one round without a break, as the formula has it for each step; one that needs more
+    predictions than another, too. A fourth term finds no step of the three."""
+    prompts = ["Van Gogh", "a boat by Van Gogh", "Van Gogh's art", "no step"]
+    anchors = ["", "a boat", "art", "none"]
+    led = tuple(
+        Term(prompt, anchor, prompt, anchor, ETA)
+        for prompt, anchor in zip(prompts[:turns], anchors, strict=False)
+    )
+    bank = bank_of(denoiser, settings({"trajectory.count": COUNT}), source=Led((led,) * COUNT))
+    samples = bank.sample_round(0, stream())
+    by_sigma = samples.sigma.argsort(descending=True, stable=True)
+    chosen = by_sigma[by_sigma < samples.erasing]
+    samples = samples.select(chosen)
+    of_step = {1: [0, 0, 0], 2: [0, 1, 1]}.get(turns, [0, 1, 2])
+    asked = [bank.prompts[c] for c in samples.condition.tolist()]
+    assert asked == [prompts[place] for place in of_step for _ in range(COUNT)]
+    assert_follows(denoiser, samples, [prompts[place] for place in of_step])
+    formulas = {term.student: partial(led_target, term) for term in led}
+    assert_targets(denoiser, bank, samples, formulas)
+
+
+def led_target(term, e):
+    return e(term.anchor) - ETA * (e(term.student) - e(term.anchor))
+
+
+class Led:
+    """Terms of every round, each trajectory led by several."""
+
+    preserves_anchors, preserving = True, 1
+
+    def __init__(self, followed):
+        self.terms = tuple({term: None for led in followed for term in led})
+        self._round = RoundTerms(followed)
+
+    def of_round(self, index):
+        return self._round
+
+
+def assert_follows(denoiser, samples, prompts, guidance=3.0):
+    """prompts: that of every step."""
     schedule = denoiser.schedule(STEPS, 64, 64)
     x = torch.randn((COUNT, 4, 8, 8), generator=stream()) * schedule.initial_scale
     for step, sigma in enumerate(schedule.sigmas[:-1]):
         rows = samples.x[step * COUNT : (step + 1) * COUNT]
         assert distance(rows, x) < 1e-5, step
         for i in range(COUNT):
-            empty, own = (eps(denoiser, x[i], sigma, p) for p in ("", prompt))
+            empty, own = (eps(denoiser, x[i], sigma, p) for p in ("", prompts[step]))
             following = schedule.sigmas[step + 1]
             x[i] += (following - sigma) * (empty + guidance * (own - empty))
 
