@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import simdev
-import torch
 from comfy_server import find_comfyui, running
 from graphs import Graph, files, pictures
 
@@ -30,13 +29,15 @@ RUNS = {"fp32": {}, "bf16": {"precision": "bf16", "rank": 4}}
 def test_it_trains_there_as_on_the_cpu(on_device, server, run):
     """Behind a picture, whose sampling has left the weights on the device.
 
-    Adam moves a weight whose gradient is all rounding as far as any other. So the change is held
-    to the CPU's as a whole, and not layer by layer; in bf16, where most last digits differ, it is
-    seen only that it trains.
+    Adam moves a weight whose gradient is all rounding as far as any other: between two devices the
+    change differed by 1 % on one processor and by 4 % on another. So what it does is held to the
+    CPU's: pictures of the two erasures differ by a twentieth, at most, of what an erasure changes,
+    where untouched ones differ by a sixtieth. In bf16, where most last digits differ, it is seen
+    only that it trains.
     """
     (device,) = on_device.get("/system_stats")["devices"]
     assert device["type"] == "npu"
-    results = []
+    results, drawn = [], []
     for one in (on_device, server):
         graph = Graph(one)
         model, clip, vae = graph.pocket()
@@ -51,12 +52,13 @@ def test_it_trains_there_as_on_the_cpu(on_device, server, run):
         assert (pictures(one, done, erased)[0] != pictures(one, done, before)[0]).any()
         (file,) = files(one, f"loras/{prefix}*")
         results.append(read_erasure(file).tensors)
+        drawn.append([pictures(one, done, node)[0].astype(float) for node in (before, erased)])
     there, here = results
     assert there.keys() == here.keys()
     if run == "fp32":
-        change = torch.cat([here[name].flatten() for name in here])
-        away = torch.cat([there[name].flatten() for name in here]) - change
-        assert away.norm() <= 0.01 * change.norm()
+        (_, by_device), (untouched, by_cpu) = drawn
+        away, change = abs(by_device - by_cpu).mean(), abs(by_cpu - untouched).mean()
+        assert away <= 0.05 * change
 
 
 def test_it_trains_a_model_that_was_partly_offloaded_to_the_same_bits(on_device):
