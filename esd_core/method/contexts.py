@@ -93,7 +93,7 @@ class Draw(random.Random):
 class _Drawn:
     """What a round was dealt: concepts in contexts, and what preserves."""
 
-    erasing: tuple[tuple[tuple[Template, Concept], ...], ...]
+    erasing: tuple[tuple[Concept, tuple[Template, ...]], ...]
     preserving: tuple[Term, ...]
     beside: tuple[Term, ...]
 
@@ -132,7 +132,10 @@ class ContextTerms:
     def of_round(self, index: int) -> RoundTerms:
         drawn = self._drawn[index % len(self._drawn)]
         done = min(1.0, index / max(1, self._count - 1))
-        erasing = [tuple(self._pushed(*one, done) for one in led) for led in drawn.erasing]
+        erasing = [
+            tuple(self._pushed(template, concept, done) for template in templates)
+            for concept, templates in drawn.erasing
+        ]
         return RoundTerms((*erasing, *((term,) for term in drawn.preserving)), drawn.beside)
 
     def _pushed(self, template: Template, concept: Concept, done: float) -> Term:
@@ -149,14 +152,13 @@ class ContextTerms:
         beside = self._preserving(trajectory.count * trajectory.steps)
         return _Drawn(erasing, followed, beside)
 
-    def _led(self, place: int) -> tuple[tuple[Template, Concept], ...]:
-        """The contexts of a trajectory, all of one concept, in its roles by turns."""
+    def _led(self, place: int) -> tuple[Concept, tuple[Template, ...]]:
+        """A trajectory's concept, and the contexts that lead it, in its roles by turns."""
         concepts = self._config.concepts
         concept = concepts[place % len(concepts)]
-        roles = self._roles[concept]
-        first = place // len(concepts)
+        roles, first = self._roles[concept], place // len(concepts)
         of_turn = [roles[(first + turn) % len(roles)] for turn in range(self._turns)]
-        return tuple((self._template(role), concept) for role in of_turn)
+        return concept, tuple(self._template(role) for role in of_turn)
 
     def _roles_of(self, concept: Concept) -> tuple[Role, ...]:
         auto = roles_of(concept) if self._has_auto else ()

@@ -110,8 +110,9 @@ def test_on_policy_states_are_the_students(denoiser, settings):
         assert_follows(denoiser, samples, ["Van Gogh"] * STEPS)
 
 
+@pytest.mark.parametrize("on_policy", [False, True])
 @pytest.mark.parametrize("turns", [1, 2, 3, 4])
-def test_terms_lead_a_trajectory_in_turn(denoiser, settings, turns):
+def test_terms_lead_a_trajectory_in_turn(denoiser, settings, turns, on_policy):
     """In one round without a break, as the formula has it for each step; one that needs more
     predictions than another, too. A fourth term finds no step of the three."""
     prompts = ["Van Gogh", "a boat by Van Gogh", "Van Gogh's art", "no step"]
@@ -121,14 +122,16 @@ def test_terms_lead_a_trajectory_in_turn(denoiser, settings, turns):
         for prompt, anchor in zip(prompts[:turns], anchors, strict=False)
     )
     bank = bank_of(denoiser, settings({"trajectory.count": COUNT}), source=Led((led,) * COUNT))
-    samples = bank.sample_round(0, stream())
+    student = changed(denoiser) if on_policy else {}
+    samples = bank.sample_round(0, stream(), student)
     by_sigma = samples.sigma.argsort(descending=True, stable=True)
     chosen = by_sigma[by_sigma < samples.erasing]
     samples = samples.select(chosen)
     of_step = {1: [0, 0, 0], 2: [0, 1, 1]}.get(turns, [0, 1, 2])
     asked = [bank.prompts[c] for c in samples.condition.tolist()]
     assert asked == [prompts[place] for place in of_step for _ in range(COUNT)]
-    assert_follows(denoiser, samples, [prompts[place] for place in of_step])
+    with denoiser.swapped(student):
+        assert_follows(denoiser, samples, [prompts[place] for place in of_step])
     formulas = {term.student: partial(led_target, term) for term in led}
     assert_targets(denoiser, bank, samples, formulas)
 
