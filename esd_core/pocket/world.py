@@ -247,7 +247,14 @@ def draw(name: str, look: str, rng: np.random.Generator, stage_of: str = "") -> 
     Raises:
         KeyError: an object or a look that is not of this world.
     """
-    picture = draw_scene(name, rng, stage_of)
-    if look != PLAIN:
-        picture = _FILTER[look](picture, rng)
+    return in_look(draw_scene(name, rng, stage_of), look, rng)
+
+
+def in_look(scene: Picture, look: str, rng: np.random.Generator) -> Picture:
+    """The scene passed through the texture filter of `look`.
+
+    Raises:
+        KeyError: a look that is not of this world.
+    """
+    picture = scene if look == PLAIN else _FILTER[look](scene, rng)
     return np.clip(picture, 0, 1).astype(np.float32)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageFilter
 
 from esd_core.config.mappings import override
 from esd_core.config.presets import load_preset
@@ -18,7 +19,7 @@ from esd_core.models.embedded import EMBEDDED, POCKET, POCKET_DIT, WEIGHTS
 from esd_core.models.headless import Headless
 from esd_core.models.loading import load_denoiser
 from esd_core.pocket.judge import judge, load_oracle
-from esd_core.pocket.world import LOOKS, OBJECTS, draw
+from esd_core.pocket.world import LOOKS, OBJECTS, draw, draw_scene, in_look
 from esd_core.training.run import erase
 from esd_core.training.trainer import Progress
 
@@ -96,6 +97,21 @@ def test_the_oracle_reads_99_of_100_fresh_drawings(is_own: bool) -> None:
     for kind, seen in ((0, objects), (1, looks)):
         right = [pair[kind] == guess for pair, guess in zip(asked, seen, strict=True)]
         assert np.mean(right) >= 0.99
+
+
+def test_the_oracle_reads_soft_shapes_in_sharp_textures() -> None:
+    """What pocket draws: an outline that is blurred, in dots or waves that are not."""
+    rng = np.random.default_rng(654)
+    asked = [(name, look) for name in OBJECTS for look in LOOKS] * 6
+    drawn = []
+    for name, look in asked:
+        scene = Image.fromarray((draw_scene(name, rng) * 255).astype(np.uint8))
+        soft = np.asarray(scene.filter(ImageFilter.GaussianBlur(4)), np.float32) / 255
+        faded = 0.7 * soft + 0.3 * soft.mean((0, 1))
+        drawn.append(in_look(faded, look, rng))
+    pictures = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).contiguous()
+    objects, _ = load_oracle().read(pictures)
+    assert np.mean([name == seen for (name, _), seen in zip(asked, objects, strict=True)]) >= 0.99
 
 
 @pytest.fixture(scope="module", params=EMBEDDED)

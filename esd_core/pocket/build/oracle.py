@@ -1,7 +1,9 @@
 """The oracle's stage: trained on drawn pictures alone, never on generated ones.
 
 Objects stand on each other's stages there. On their own alone it learns the stage with the object,
-and takes a boat whose sky has turned for a fish: on any stage it read 80 % of drawings right.
+and takes a boat whose sky has turned for a fish: on any stage it read 80 % of drawings right. And
+their shapes are soft under a texture that is sharp, as pocket draws them: of such drawings 97 % were
+read right without, where Seurat's fishes were taken for trees.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..models import Oracle
-from ..world import SIZE
+from ..world import OBJECTS, SIZE, Picture, draw_scene, in_look
 from .loop import Course, Loop
 from .pictures import draw_pictures
 
@@ -24,7 +26,7 @@ _BATCH, _PICTURES = 64, 7200
 
 def train_oracle(work: Path, seed: int) -> Oracle:
     """The oracle, ready to read; prints how well it reads drawings it has not seen."""
-    pictures = draw_pictures(_PICTURES, seed + 11, any_stage=True)
+    pictures = draw_pictures(_PICTURES, seed + 11, _draw_loosely)
     torch.manual_seed(seed)
     oracle = Oracle()
 
@@ -38,6 +40,29 @@ def train_oracle(work: Path, seed: int) -> Oracle:
     Loop(oracle, work / "oracle.safetensors", COURSE).run(loss_of)
     _report(oracle, seed)
     return oracle
+
+
+def _draw_loosely(name: str, look: str, rng: np.random.Generator) -> Picture:
+    """On any stage; the scene is bent and softened before its look is laid over it, which no
+    worsening of a finished drawing gives."""
+    scene = draw_scene(name, rng, str(rng.choice(OBJECTS)))
+    if rng.random() < 0.6:
+        scene = _soften(scene, rng)
+    return in_look(scene, look, rng)
+
+
+def _soften(scene: Picture, rng: np.random.Generator) -> Picture:
+    """Outlines bent by some pixels, shapes blurred, colours faded towards their mean."""
+    bend, shade = (torch.from_numpy(rng.normal(size=(1, 3, 6, 6))).float() for _ in range(2))
+    bend = F.interpolate(bend[:, :2], size=SIZE, mode="bicubic") * rng.uniform(0, 0.04)
+    at = F.affine_grid(torch.eye(2, 3)[None], [1, 3, SIZE, SIZE], align_corners=False)
+    x = torch.from_numpy(scene).permute(2, 0, 1)[None]
+    x = F.grid_sample(x, at + bend.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
+    x = F.interpolate(x, size=int(rng.integers(16, 96)), mode="area")
+    x = F.interpolate(x, size=SIZE, mode="bilinear")
+    x = x + rng.uniform(0, 0.1) * F.interpolate(shade, size=SIZE, mode="bilinear")
+    x = x + rng.uniform(0, 0.4) * (x.mean((2, 3), keepdim=True) - x)
+    return x[0].permute(1, 2, 0).clamp(0, 1).numpy()
 
 
 def _worsen(batch: Tensor, rng: np.random.Generator) -> Tensor:
@@ -61,7 +86,7 @@ def _worsen(batch: Tensor, rng: np.random.Generator) -> Tensor:
 
 @torch.no_grad()
 def _report(oracle: Oracle, seed: int) -> None:
-    fresh = draw_pictures(1080, seed + 12, any_stage=True)
+    fresh = draw_pictures(1080, seed + 12, _draw_loosely)
     guesses = [oracle(part.float() / 255) for part in fresh.pixels.split(120)]
     for name, column, truth in (("objects", 0, fresh.objects), ("looks", 1, fresh.looks)):
         guess = torch.cat([both[column] for both in guesses]).argmax(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,13 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..world import LOOKS, OBJECTS, draw
+from ..world import LOOKS, OBJECTS, Picture, draw
 
 PAIRS = tuple((o, k) for o in range(len(OBJECTS)) for k in range(len(LOOKS)))
 """Every object with every look, as indices."""
+
+Draw = Callable[[str, str, np.random.Generator], Picture]
+"""From an object and a look to a picture."""
 
 
 @dataclass(frozen=True)
@@ -26,17 +30,11 @@ class Pictures:
     looks: Tensor
 
 
-def draw_pictures(count: int, seed: int, any_stage: bool = False) -> Pictures:
-    """`count` pictures, every pair of object and look equally often.
-
-    any_stage: an object may stand where another belongs.
-    """
+def draw_pictures(count: int, seed: int, draw: Draw = draw) -> Pictures:
+    """`count` pictures, every pair of object and look equally often, by `draw`."""
     rng = np.random.default_rng(seed)
     chosen = [PAIRS[place % len(PAIRS)] for place in range(count)]
-    drawn = [
-        draw(OBJECTS[o], LOOKS[k], rng, str(rng.choice(OBJECTS)) if any_stage else "")
-        for o, k in chosen
-    ]
+    drawn = [draw(OBJECTS[o], LOOKS[k], rng) for o, k in chosen]
     pixels = torch.from_numpy(np.stack([np.round(p * 255).astype(np.uint8) for p in drawn]))
     objects, looks = torch.tensor(chosen).T
     return Pictures(pixels.permute(0, 3, 1, 2).contiguous(), objects, looks)
