@@ -2,8 +2,8 @@
 
 Objects stand on each other's stages there. On their own alone it learns the stage with the object,
 and takes a boat whose sky has turned for a fish: on any stage it read 80 % of drawings right. And
-their shapes are soft under a texture that is sharp, as pocket draws them: of such drawings 97 % were
-read right without, where Seurat's fishes were taken for trees.
+their shapes are soft under a texture that is sharp, as pocket draws them: otherwise it reads 97 %
+of such drawings right, and takes Seurat's fishes for trees.
 """
 
 from __future__ import annotations
