@@ -15,7 +15,7 @@ from ..errors import FileError, counted
 from ..models.embedded import EMBEDDED
 from . import erased, outputs
 from . import model as models
-from .console import pictures, say
+from .console import progress_bar, say
 from .flags import add_flags, number, read
 from .room import Room
 
@@ -135,14 +135,12 @@ def _render(
     wanted = min(len(rows), max(1, _PIXELS_AT_ONCE // (size[0] * size[1])))
     batch = Room(denoiser, *size).side_by_side(wanted, [erasure for erasure, _ in erasures])
     columns: list[Tensor] = []
-    with pictures(len(rows) * (1 + len(erasures))) as report:
-
-        def count(done: int, total: int) -> None:
-            report(len(columns) * total + done, total)
-
+    with progress_bar(len(rows) * (1 + len(erasures)), "pictures") as bar:
         for changes in ([], *([pair] for pair in erasures)):
             with applied(denoiser, changes):
-                column = render(denoiser, prompts, seeds, **sampling, batch=batch, on_picture=count)
+                column = render(
+                    denoiser, prompts, seeds, **sampling, batch=batch, on_picture=bar.update
+                )
             columns.append(column)
     return columns
 

@@ -7,17 +7,12 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from types import FrameType
-from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from ..method.shares import ALONE, Alone
-
-if TYPE_CHECKING:
-    from ..images.render import OnProgress
 
 _STDERR = 2
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # category Cc, but for \n
@@ -53,13 +48,6 @@ def progress_bar(total: int, unit: str, is_shown: bool = True) -> tqdm:
         dynamic_ncols=True,
         disable=not is_shown,
     )
-
-
-@contextmanager
-def pictures(total: int) -> Iterator[OnProgress]:
-    """A bar for so many pictures, as a callback for `render`."""
-    with progress_bar(total, "pictures") as bar:
-        yield lambda done, _: bar.update(done - bar.n)
 
 
 class StopRequest:

@@ -12,7 +12,7 @@ from ..models.embedded import POCKET
 from ..pocket import GUIDANCE
 from . import evaluate, outputs
 from . import model as models
-from .console import StopRequest, pictures
+from .console import StopRequest, progress_bar
 from .events import TerminalEvents
 
 if TYPE_CHECKING:
@@ -89,8 +89,9 @@ def _evaluate(erasure: Erasure, device: str | None) -> dict[str, Any]:
 
     artist = models.load(POCKET, EVALUATION_PRECISION, device)
     per_pair = evaluate.Pictures().per_pair
-    with pictures(2 * per_pair * len(OBJECTS) * len(LOOKS)) as report:
-        judged = judge(artist, [(erasure, 1.0)], per_pair, EVALUATION_STEPS, on_progress=report)
+    total = 2 * per_pair * len(OBJECTS) * len(LOOKS)
+    with progress_bar(total, "pictures") as bar:
+        judged = judge(artist, [(erasure, 1.0)], per_pair, EVALUATION_STEPS, on_progress=bar.update)
     return judged.as_dict()
 
 

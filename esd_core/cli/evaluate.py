@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..pocket import FIRST_SEED
 from . import erased, outputs
 from . import model as models
-from .console import pictures, say
+from .console import progress_bar, say
 from .flags import add_flags, read
 from .room import Room
 
@@ -53,9 +53,11 @@ def run(arguments: Namespace) -> int:
             "judged: give --model pocket or pocket-dit, or look at the pictures of `esd compare`"
         )
     total = asked.per_pair * len(OBJECTS) * len(LOOKS) * (2 if erasures else 1)
-    with models.memory_told(), pictures(total) as report:
-        together = Room(denoiser, SIZE, SIZE).side_by_side(_TOGETHER, [e for e, _ in erasures])
-        judged = judge(denoiser, erasures, **asked.model_dump(), on_progress=report, batch=together)
+    with models.memory_told(), progress_bar(total, "pictures") as bar:
+        batch = Room(denoiser, SIZE, SIZE).side_by_side(_TOGETHER, [e for e, _ in erasures])
+        judged = judge(
+            denoiser, erasures, **asked.model_dump(), on_progress=bar.update, batch=batch
+        )
     result = judged.as_dict()
     say(table(result))
     if arguments.json:

@@ -9,8 +9,8 @@ from ..method.sampling import sample
 from ..models.denoiser import Conditioning
 from ..models.headless import Headless
 
-OnProgress = Callable[[int, int], None]
-"""Called with how many pictures are done, and how many there are in all."""
+OnProgress = Callable[[int], object]
+"""Called with how many more pictures are done."""
 
 
 @torch.no_grad()
@@ -59,7 +59,7 @@ def render(
         )
         pictures.append(denoiser.decode(latents))
         if on_picture:
-            on_picture(start + len(noise), len(prompts))
+            on_picture(len(noise))
     return torch.cat(pictures)
 
 

@@ -143,25 +143,20 @@ def judge(
         FileError: an erasure does not fit pocket, or pocket's weights are incomplete.
     """
     cases, oracle = make_cases(per_pair, seed, prompt), load_oracle()
-    rounds = (before is None) + bool(erasures)
 
-    def readings(done: int) -> tuple[Reading, ...]:
-        def report(count: int, total: int) -> None:
-            if on_progress:
-                on_progress(done * total + count, rounds * total)
-
+    def readings() -> tuple[Reading, ...]:
         prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
         size = (SIZE, SIZE)
         pictures = render(
-            denoiser, prompts, seeds, steps, guidance, *size, batch=batch, on_picture=report
+            denoiser, prompts, seeds, steps, guidance, *size, batch=batch, on_picture=on_progress
         )
         return read(oracle, cases, pictures)
 
-    first = readings(0) if before is None else before
+    first = readings() if before is None else before
     if not erasures:
         return Judgement(first, first, frozenset())
     with applied(denoiser, erasures):
-        after = readings(rounds - 1)
+        after = readings()
     concepts = [concept for erasure, _ in erasures for concept in erasure.concepts]
     return Judgement(first, after, named(concepts))
 
