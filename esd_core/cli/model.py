@@ -59,7 +59,7 @@ def base(model: str) -> Base:
     from ..models.loading import load_denoiser
 
     if model == POCKET or Path(model).exists():
-        return open_base(WEIGHTS if model == POCKET else model)
+        return open_base(WEIGHTS if model == POCKET else Path(model))
     with memory_told():  # in fp32, so that base and change are summed exactly and rounded once
         found = load_denoiser(model, "fp32", "cpu")
     markers = markers_of(found.scheduler.config)

@@ -6,8 +6,8 @@ and ComfyUI's own LoraSave. Layouts: kohya-ss/sd-scripts `networks/lora.py`; LyC
 """
 
 import math
-import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -105,7 +105,7 @@ def parts_by_module(parts: Mapping[str, Part]) -> dict[str, str]:
     return found
 
 
-def check_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
+def check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """FileError for a change that is not finite, or low-rank halves that do not fit.
 
     One tensor at a time is in memory.

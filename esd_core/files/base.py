@@ -1,7 +1,6 @@
 """The weights that a change is taken from or laid over, and what has to be known of them."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,13 +58,12 @@ class Base:
         return self.weights
 
 
-def open_base(path: str | os.PathLike[str]) -> Base:
+def open_base(path: Path) -> Base:
     """The UNet of a diffusers pipeline's folder, of a UNet's folder, of a checkpoint or a file.
 
     Its tensors stay on the disk and are read one at a time, when they are asked for.
     Raises FileError if it is missing, damaged or not a UNet.
     """
-    path = Path(path)
     if path.is_dir():
         config, weights = read_unet_folder(path)
         return _base(config, weights, markers_of(_scheduler(path)))

@@ -6,7 +6,6 @@ with `unet.load_state_dict(..., strict=False)`).
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ SHARD_SIZE = 5_000_000_000  # bytes of tensors in a file, at most
 
 
 def write_unet_folder(
-    folder: str | os.PathLike[str],
+    folder: Path,
     config: Mapping[str, Any],
     weights: Mapping[str, Tensor],
     force: bool = False,
@@ -66,7 +65,7 @@ def write_unet_folder(
 
 
 def write_official(
-    path: str | os.PathLike[str],
+    path: Path,
     config: Mapping[str, Any],
     weights: Mapping[str, Tensor],
     metadata: Mapping[str, str] | None = None,
@@ -81,13 +80,12 @@ def write_official(
     write_safetensors(path, in_parts(weights, parts), metadata or {"format": "pt"}, force)
 
 
-def read_unet_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], LazyTensors]:
+def read_unet_folder(folder: Path) -> tuple[dict[str, Any], LazyTensors]:
     """Config, and tensors by canonical name, of the folder of a UNet or transformer, sharded or
     not, or of the one in a pipeline's.
 
     Raises FileError if it holds none, or a damaged one.
     """
-    folder = Path(folder)
     folder = next((folder / name for name in _NETWORKS if (folder / name).is_dir()), folder)
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 """Values that a file of weights may hold: floating-point ones, neither NaN nor infinite."""
 
 import math
-import os
+from pathlib import Path
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ def is_finite(tensor: Tensor) -> bool:
     return tensor.numel() == 0 or all(math.isfinite(end) for end in wide.aminmax())
 
 
-def check_finite(path: str | os.PathLike[str], name: str, tensor: Tensor) -> None:
+def check_finite(path: Path, name: str, tensor: Tensor) -> None:
     """FileError for a tensor of a file that holds anything else."""
     if not tensor.is_floating_point():
         kind = str(tensor.dtype).removeprefix("torch.")

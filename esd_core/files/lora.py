@@ -8,9 +8,9 @@ the matrix [out, in * kernel].
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -83,7 +83,7 @@ def low_rank(
 
 
 def write_lora(
-    path: str | os.PathLike[str],
+    path: Path,
     lora: LowRank,
     architecture: str,
     metadata: Mapping[str, str],

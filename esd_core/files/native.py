@@ -34,7 +34,7 @@ def read_erasure(path: Path) -> Erasure:
     stored = file_tensors(header)
     tensors = renamed(stored, {key.removeprefix(PREFIX): key for key in stored})
     check_tensors(path, tensors)
-    return Erasure(tensors, checked_metadata(path, header.metadata), Path(path))
+    return Erasure(tensors, checked_metadata(path, header.metadata), path)
 
 
 def _is_ours(key: str) -> bool:

@@ -3,8 +3,8 @@
 The layout is that of ComfyUI's ModelSave: canonical names behind `model.diffusion_model.`.
 """
 
-import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ _PARTS = ("time_embed.", "label_emb.", "input_blocks.", "middle_block.", "output
 
 
 def write_unet(
-    path: str | os.PathLike[str],
+    path: Path,
     weights: Mapping[str, Tensor],
     metadata: Mapping[str, str] | None = None,
     prediction_markers: Sequence[str] = (),

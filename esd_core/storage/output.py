@@ -16,13 +16,12 @@ from ..errors import FileError
 
 
 @contextmanager
-def output_file(path: str | os.PathLike[str], needed: int, force: bool) -> Iterator[BinaryIO]:
+def output_file(path: Path, needed: int, force: bool) -> Iterator[BinaryIO]:
     """A file to write that takes `path`'s name once the block has ended without an error.
 
     Missing parent folders are made. `needed`, in bytes, is in the error when the disk is full.
     Raises FileError if `path` exists (unless `force`) or cannot be written.
     """
-    path = Path(path)
     refuse_existing(path, force)
     temporary = _beside(path)
     with _failures_told(path, needed):
@@ -39,14 +38,13 @@ def output_file(path: str | os.PathLike[str], needed: int, force: bool) -> Itera
 
 @contextmanager
 def output_folder(
-    path: str | os.PathLike[str], needed: int, force: bool, is_ours: Callable[[str], bool]
+    path: Path, needed: int, force: bool, is_ours: Callable[[str], bool]
 ) -> Iterator[Path]:
     """A folder to fill that takes `path`'s name once the block has ended without an error.
 
     With `force` a folder that is there is replaced, but only if it holds nothing but files whose
     names satisfy `is_ours`: nobody's other files are lost. Errors are those of `output_file`.
     """
-    path = Path(path)
     refuse_existing(path, force)
     _refuse_other_contents(path, is_ours)
     temporary = _beside(path)
@@ -66,7 +64,7 @@ def flush(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def refuse_existing(path: str | os.PathLike[str], force: bool) -> None:
+def refuse_existing(path: Path, force: bool) -> None:
     """Raises FileError if `path` is there already and may not be overwritten."""
     if not force and os.path.lexists(path):
         raise FileError(f"{path} exists already: choose another name, or force overwriting it")

@@ -6,7 +6,6 @@ shapes that overflow. Every failure is one sentence that names the file.
 
 import json
 import math
-import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,41 +37,31 @@ class Header:
     tensors: dict[str, Spec]
 
 
-def read_header(path: str | os.PathLike[str]) -> Header:
+def read_header(path: Path) -> Header:
     """The header of a safetensors file.
 
     Raises FileError for a file that is missing, is something else or is damaged.
     """
-    path = Path(path)
-    with _failures_told(path):
-        _refuse_foreign(path)
-        with safe_open(path, "pt") as file:
-            metadata = dict(file.metadata() or {})
-            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            specs = {name: _spec(path, name, part) for name, part in parts.items()}
+    with _opened(path) as file:
+        metadata = dict(file.metadata() or {})
+        specs = {n: _spec(path, n, file.get_slice(n)) for n in file.keys()}  # noqa: SIM118
         _refuse_doubled_names(path)
     return Header(path, metadata, specs)
 
 
-def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+def read_metadata(path: Path) -> dict[str, str]:
     """The text by key alone, in a part of the time that a whole header takes.
 
     Raises FileError as `read_header`.
     """
-    path = Path(path)
-    with _failures_told(path):
-        _refuse_foreign(path)
-        with safe_open(path, "pt") as file:
-            return dict(file.metadata() or {})
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
 
 
-def tensor_names(path: str | os.PathLike[str]) -> list[str]:
+def tensor_names(path: Path) -> list[str]:
     """The names alone, unchecked, of a file that may be one of hundreds; FileError for another."""
-    path = Path(path)
-    with _failures_told(path):
-        _refuse_foreign(path)
-        with safe_open(path, "pt") as file:
-            return list(file.keys())
+    with _opened(path) as file:
+        return list(file.keys())
 
 
 def file_tensors(header: Header) -> LazyTensors:
@@ -80,7 +69,7 @@ def file_tensors(header: Header) -> LazyTensors:
     return LazyTensors(header.tensors, _Reader(header.path))
 
 
-def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a file, in memory of their own. Raises FileError as `read_header`."""
     return dict(file_tensors(read_header(path)))
 
@@ -108,6 +97,15 @@ class _Reader:
             tensor: Tensor = self._file.get_tensor(name).clone()
         self._left -= tensor.nbytes
         return tensor
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A file to read; what is wrong with it, in the block too, is told in one sentence."""
+    with _failures_told(path):
+        _refuse_foreign(path)
+        with safe_open(path, "pt") as file:
+            yield file
 
 
 @contextmanager

@@ -6,8 +6,8 @@ endian; JSON that gives every tensor's dtype, shape and byte range; then the byt
 """
 
 import json
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
@@ -22,7 +22,7 @@ MAX_HEADER = 100_000_000  # bytes: a longer one nobody reads
 
 
 def write_safetensors(
-    path: str | os.PathLike[str],
+    path: Path,
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str],
     force: bool = False,
@@ -32,8 +32,8 @@ def write_safetensors(
     The file appears whole under its name or not at all; the same content gives the same bytes.
     Raises FileError if the target exists (unless `force`) or cannot be written.
     """
-    header, specs = encode_header(tensors, metadata), _specs(tensors)
-    needed = len(header) + sum(spec.size for spec in specs.values())
+    specs = _specs(tensors)
+    needed = len(_header(specs, metadata)) + sum(spec.size for spec in specs.values())
     with output_file(path, needed, force) as file:
         write_into(file, tensors, metadata)
 
@@ -41,22 +41,20 @@ def write_safetensors(
 def write_into(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write header and tensors into an open file."""
     specs = _specs(tensors)
-    file.write(encode_header(tensors, metadata))
-    for name in _file_order(specs):
-        file.write(_bytes_of(tensors[name], specs[name]))
+    file.write(_header(specs, metadata))
+    for name, spec in specs.items():
+        file.write(_bytes_of(tensors[name], spec))
 
 
-def encode_header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+def _header(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> bytes:
     """The length and the JSON, padded with spaces to a multiple of eight bytes.
 
     Raises FileError if the metadata is longer than the format allows.
     """
-    specs = _specs(tensors)
     fields: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     end = 0
-    for name in _file_order(specs):
-        spec, start = specs[name], end
-        end += spec.size
+    for name, spec in specs.items():
+        start, end = end, end + spec.size
         fields[name] = {
             "dtype": DTYPE_NAMES[spec.dtype],
             "shape": list(spec.shape),
@@ -70,12 +68,9 @@ def encode_header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
 
 
 def _specs(tensors: Mapping[str, Tensor]) -> dict[str, Spec]:
-    return {name: spec_of(tensors, name) for name in tensors}
-
-
-def _file_order(specs: Mapping[str, Spec]) -> Iterable[str]:
     """Widest dtype first, so that every tensor is aligned; then by name."""
-    return sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))
+    specs = {name: spec_of(tensors, name) for name in tensors}
+    return dict(sorted(specs.items(), key=lambda pair: (-pair[1].dtype.itemsize, pair[0])))
 
 
 def _bytes_of(tensor: Tensor, spec: Spec) -> memoryview:

@@ -89,7 +89,7 @@ def _is_official(name: str) -> bool:
     """Asked once for every name: the host asks for the list many times, and may have hundreds."""
     path = folder_paths.get_full_path(LORAS, name)
     try:
-        return path is not None and is_official(tensor_names(path))
+        return path is not None and is_official(tensor_names(Path(path)))
     except ESDError:  # what is wrong with the file is said when it is loaded
         return False
 
