@@ -76,11 +76,7 @@ def add_settings(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Alone, or as one of several ranks, of which the first reads and writes the files."""
-    code = launch.started(arguments)
-    if code is not None:
-        return code
-    with launch.ranks_of(arguments, arguments.shard_optimizer) as ranks:
-        return _run(arguments, ranks)
+    return launch.run(arguments, _run, arguments.shard_optimizer)
 
 
 def _run(arguments: Namespace, ranks: Alone) -> int:

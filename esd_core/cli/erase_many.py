@@ -76,11 +76,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     """0 when all are done, 2 when one has failed, 130 when it was stopped."""
-    code = launch.started(arguments)
-    if code is not None:
-        return code
-    with launch.ranks_of(arguments) as ranks:
-        return _run(arguments, ranks)
+    return launch.run(arguments, _run)
 
 
 def _run(arguments: Namespace, ranks: Alone) -> int:

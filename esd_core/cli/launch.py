@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -55,18 +55,20 @@ def number_of_gpus(arguments: Namespace) -> int:
     return there if word == "all" else int(word)
 
 
-def started(arguments: Namespace) -> int | None:
-    """The exit code of this command as ranks, where --gpus asks for them; None inside of one."""
+def run(
+    arguments: Namespace, command: Callable[[Namespace, Alone], int], shards_optimizer: bool = False
+) -> int:
+    """The exit code of a command: in this process alone, as the rank that it is, or as the ranks
+    that --gpus asks for, which are started with the same words."""
     if place(os.environ):
         if arguments.gpus and "TORCHELASTIC_RUN_ID" not in os.environ:
             raise ConfigError("--gpus starts processes by itself: leave it out under srun")
-        return None
-    count = number_of_gpus(arguments)
-    if count < 2:
-        return None
-    from ..training.ranks import launch
+    elif (count := number_of_gpus(arguments)) > 1:
+        from ..training.ranks import launch
 
-    return launch(count, arguments.command_line)
+        return launch(count, arguments.command_line)
+    with ranks_of(arguments, shards_optimizer) as ranks:
+        return command(arguments, ranks)
 
 
 @contextmanager
