@@ -17,7 +17,7 @@ from ..errors import FileError
 from ..models.keys import PREFIX, diffusers_to_canonical
 from ..models.parts import Part
 from ..models.transformer_keys import is_transformer
-from ..storage.lazy import LazyTensors, Spec, spec_of
+from ..storage.lazy import LazyTensors, spec_of, union
 from .finite import check_finite
 from .lora import ALPHA, DOWN, UP
 
@@ -53,17 +53,13 @@ def is_of_text(name: str) -> bool:
 
 def with_alphas(tensors: LazyTensors) -> LazyTensors:
     """Adds alphas, equal to the rank, where a program has written none: the scale is 1."""
-    specs = dict(tensors.specs)
-    for name, spec in tensors.specs.items():
-        if name.endswith(DOWN) and spec.shape:
-            specs.setdefault(name.removesuffix(DOWN) + ALPHA, Spec(torch.float32, ()))
-
-    def tensor(name: str) -> Tensor:
-        if name in tensors:
-            return tensors[name]
-        return torch.tensor(float(specs[name.removesuffix(ALPHA) + DOWN].shape[0]))
-
-    return LazyTensors(specs, tensor)
+    ranks = {
+        name.removesuffix(DOWN) + ALPHA: torch.tensor(float(spec.shape[0]))
+        for name, spec in tensors.specs.items()
+        if name.endswith(DOWN) and spec.shape
+    }
+    missing = {alpha: rank for alpha, rank in ranks.items() if alpha not in tensors}
+    return union(tensors, missing)
 
 
 def modules(config: Mapping[str, Any], weights: Iterable[str]) -> dict[str, str]:

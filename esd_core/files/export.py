@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import ESDError
 from ..models.architectures import SD3
 from ..models.transformer_keys import is_transformer
-from ..storage.lazy import LazyTensors, Spec, renamed, spec_of, union
+from ..storage.lazy import LazyTensors, Spec, spec_of, union
 from .apply import summed
 from .base import Base
 from .diffusers import plain_config, write_official, write_unet_folder
@@ -93,8 +93,7 @@ def _is_named(base: Base, form: str) -> bool:
 
 def _whole(base: Base, delta: Mapping[str, Tensor], dtype: torch.dtype) -> LazyTensors:
     """All that a file of the erased model holds."""
-    weights = summed(base.weights, delta, dtype)
-    return union(weights, renamed(base.tables, {name: name for name in base.tables}))
+    return union(summed(base.weights, delta, dtype), base.tables)
 
 
 def official_name(metadata: Mapping[str, str]) -> str:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..errors import FileError
 from ..models.keys import DIFFUSERS_PARTS, PREFIX, diffusers_to_canonical
-from ..models.parts import Part
 from ..models.structure import architecture_of
 from ..models.transformer_keys import POS_EMBED, is_transformer
 from ..models.transformer_structure import plain
@@ -115,18 +114,7 @@ class Source:
         if not partial:
             return own
         change = Erasure(renamed(self.tensors, partial), {}).change()
-        return union(own, self._joined(change, parts, base.weights))
-
-    def _joined(
-        self, change: LazyTensors, parts: Mapping[str, Part], weights: Mapping[str, Tensor]
-    ) -> LazyTensors:
-        """Changes of diffusers' tensors as changes of those that they are parts of."""
-        try:
-            return joined_changes(change, parts, weights)
-        except ValueError as error:
-            raise FileError(
-                f"{self.path.name} was made for another model: {error} has another shape here"
-            ) from error
+        return union(own, joined_changes(self.path.name, change, parts, base.weights))
 
     def _difference(self, base: Base) -> LazyTensors:
         """file - base in float32; of a whole UNet only what it has changed."""

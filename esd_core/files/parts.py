@@ -32,12 +32,15 @@ def parts_of(config: Mapping[str, Any]) -> dict[str, Part]:
 def in_parts(weights: Mapping[str, Tensor], parts: Mapping[str, Part]) -> LazyTensors:
     """Canonical tensors under diffusers' names, each made when it is asked for."""
     owners = {own: n for n, part in parts.items() if n in weights for own in part.rows}
-    specs = {}
-    for own, name in owners.items():
-        spec = spec_of(weights, name)
-        count = parts[name].rows[own] if len(parts[name].rows) > 1 else spec.shape[0]
-        specs[own] = Spec(spec.dtype, (count, *spec.shape[1:]))
+    specs = {own: _cut(spec_of(weights, n), parts[n])[own] for own, n in owners.items()}
     return LazyTensors(specs, lambda own: parts[owners[own]].cut(weights[owners[own]])[own])
+
+
+def _cut(whole: Spec, part: Part) -> dict[str, Spec]:
+    """What diffusers' tensors of a canonical one are."""
+    rows, *others = whole.shape
+    counts = part.rows if len(part.rows) > 1 else dict.fromkeys(part.rows, rows)
+    return {own: Spec(whole.dtype, (count, *others)) for own, count in counts.items()}
 
 
 def joined(tensors: LazyTensors, parts: Mapping[str, Part]) -> LazyTensors:
@@ -63,30 +66,26 @@ def joined(tensors: LazyTensors, parts: Mapping[str, Part]) -> LazyTensors:
 
 
 def joined_changes(
-    change: LazyTensors, parts: Mapping[str, Part], weights: Mapping[str, Tensor]
+    file: str, change: LazyTensors, parts: Mapping[str, Part], weights: Mapping[str, Tensor]
 ) -> LazyTensors:
     """Changes of diffusers' tensors as an erasure's of canonical ones, float32, by its keys; parts
     that nothing changes are zeros.
 
-    ValueError, with its name, for one that has not the shape of a part.
+    FileError, which names the file, for one that has not the shape of a part.
     """
-    named = {own: name for name, part in parts.items() for own in part.rows}
-    touched = {named[own] for own in change}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name in touched:
-        rows, *others = spec_of(weights, name).shape
-        own = parts[name].rows
-        shapes |= {n: (count if len(own) > 1 else rows, *others) for n, count in own.items()}
-    wrong = [own for own in change if change.specs[own].shape != shapes[own]]
-    if wrong:
-        raise ValueError(wrong[0])
+    owners = {own: name for name, part in parts.items() for own in part.rows}
+    touched = {owners[own] for own in change}
     names = {key_of(name): name for name in parts if name in touched}
     specs = {key: Spec(torch.float32, spec_of(weights, n).shape) for key, n in names.items()}
+    own_specs = {key: _cut(specs[key], parts[name]) for key, name in names.items()}
+    for own in change:
+        if change.specs[own] != own_specs[key_of(owners[own])][own]:
+            raise FileError(f"{file} was made for another model: {own} has another shape here")
 
     def tensor(key: str) -> Tensor:
-        part = parts[names[key]]
-        return part.joined(
-            {own: change[own] if own in change else torch.zeros(shapes[own]) for own in part.rows}
+        own = own_specs[key].items()
+        return parts[names[key]].joined(
+            {n: change[n] if n in change else torch.zeros(spec.shape) for n, spec in own}
         )
 
     return LazyTensors(specs, tensor)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..models import keys
-from ..storage.lazy import LazyTensors, Spec, renamed, spec_of
+from ..storage.lazy import LazyTensors, renamed, spec_of, union
 from ..storage.writing import write_safetensors
 
 PREFIX = f"model.{keys.PREFIX}"
@@ -35,15 +35,10 @@ def write_unet(
     Raises FileError as `write_safetensors` does.
     """
     dtype = next((spec_of(weights, name).dtype for name in weights), torch.float16)
-    marks = {n for marker in prediction_markers for n in (marker, PREFIX + marker)}
-    names = {PREFIX + name: name for name in weights}
-    specs = {new: spec_of(weights, name) for new, name in names.items()}
-
-    def tensor(name: str) -> Tensor:
-        return torch.empty(0, dtype=dtype) if name in marks else weights[names[name]]
-
-    specs |= dict.fromkeys(marks, Spec(dtype, (0,)))
-    write_safetensors(path, LazyTensors(specs, tensor), metadata or {}, force)
+    marks = [n for marker in prediction_markers for n in (marker, PREFIX + marker)]
+    named = renamed(weights, {PREFIX + name: name for name in weights})
+    tensors = union(named, dict.fromkeys(marks, torch.empty(0, dtype=dtype)))
+    write_safetensors(path, tensors, metadata or {}, force)
 
 
 def unet_names(tensors: Mapping[str, Tensor]) -> LazyTensors:

@@ -53,9 +53,9 @@ def spec_of(tensors: Mapping[str, Tensor], name: str) -> Spec:
     return Spec(tensors[name].dtype, tuple(tensors[name].shape))
 
 
-def union(first: LazyTensors, second: LazyTensors) -> LazyTensors:
+def union(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> LazyTensors:
     """All of both, under their names."""
-    specs = {**first.specs, **second.specs}
+    specs = {name: spec_of(part, name) for part in (first, second) for name in part}
     return LazyTensors(specs, lambda name: (second if name in second else first)[name])
 
 
