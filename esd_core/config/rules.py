@@ -58,15 +58,12 @@ def named_fields(kind: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo
     own: dict[str, FieldInfo] = {}
     nested: dict[str, FieldInfo] = {}
     for name, field in kind.model_fields.items():
-        if is_table(field):
-            nested |= named_fields(field.annotation, f"{name}.")  # type: ignore[arg-type]
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            nested |= named_fields(annotation, f"{name}.")
         else:
             own[prefix + name] = field
     return own | nested
-
-
-def is_table(field: FieldInfo) -> bool:
-    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
 
 
 def kind_of(field: FieldInfo) -> type:
