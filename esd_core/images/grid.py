@@ -10,8 +10,8 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
-import numpy as np
 from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -55,8 +55,8 @@ def difference(a: Tensor, b: Tensor) -> Tensor:
 
 def to_image(picture: Tensor) -> Image.Image:
     """An RGB image of a picture [3, H, W] in 0..1."""
-    pixels = picture.detach().float().clamp(0, 1).mul(255).round()
-    return Image.fromarray(rearrange(pixels, "c h w -> h w c").cpu().numpy().astype(np.uint8))
+    pixels = picture.detach().float().clamp(0, 1).mul(255).round().byte()
+    return Image.fromarray(rearrange(pixels, "c h w -> h w c").cpu().numpy())
 
 
 def comparison_grid(
@@ -75,12 +75,8 @@ def comparison_grid(
     _, height, width = sizes.pop()
     sheet = _Sheet(rows, len(columns), width, height)
     strips = [sheet.line(title, sheet.large), sheet.headers(columns)]
-    heading = ""
-    for row in rows:
-        if row.heading and row.heading != heading:
-            strips.append(sheet.line(row.heading, sheet.font, _BAND))
-        heading = row.heading
-        strips.append(sheet.row(row))
+    for heading, below in groupby(rows, key=lambda row: row.heading):
+        strips += [sheet.line(heading, sheet.font, _BAND), *map(sheet.row, below)]
     strips.append(sheet.line(footer, sheet.small))
     return _stacked([strip for strip in strips if strip], sheet.width, sheet.gap)
 

@@ -74,9 +74,8 @@ def _encode(
 ) -> tuple[list[int], Conditioning]:
     """Every different prompt once, and for each prompt which row it is."""
     unique = list(dict.fromkeys(prompts))
-    places = {prompt: place for place, prompt in enumerate(unique)}
     parts = [
         denoiser.encode(unique[start : start + batch], width, height)
         for start in range(0, len(unique), batch)
     ]
-    return [places[prompt] for prompt in prompts], Conditioning.cat(parts)
+    return [unique.index(prompt) for prompt in prompts], Conditioning.cat(parts)
