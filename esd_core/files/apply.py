@@ -1,7 +1,7 @@
 """Erasures laid over weights: whether they fit, and their sum."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -90,14 +90,10 @@ def merged(denoiser: Denoiser, erasures: Sequence[tuple[Erasure, float]]) -> dic
 
 
 def summed(
-    base: Mapping[str, Tensor],
-    delta: Mapping[str, Tensor],
-    dtype: torch.dtype,
-    names: Iterable[str] | None = None,
+    base: Mapping[str, Tensor], delta: Mapping[str, Tensor], dtype: torch.dtype
 ) -> LazyTensors:
     """base + delta on the CPU, summed in float32 and rounded once, each made when asked for.
 
-    names: which tensors; all of the base's unless given.
     Raises FileError for a delta that does not fit, and where a sum is not finite in that dtype.
     """
     for name in delta:
@@ -105,9 +101,7 @@ def summed(
             raise FileError(
                 f"the erasure does not fit this model, whose {name} is missing or another shape"
             )
-    specs = {
-        name: Spec(dtype, spec_of(base, name).shape) for name in (base if names is None else names)
-    }
+    specs = {name: Spec(dtype, spec_of(base, name).shape) for name in base}
 
     def tensor(name: str) -> Tensor:
         value = base[name].detach().to("cpu")

@@ -5,7 +5,7 @@ import io
 import json
 from dataclasses import replace
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from .erasure import Erasure
 from .metadata import Key
@@ -22,8 +22,7 @@ def covered(erasure: Erasure, picture: Image.Image | None) -> Erasure:
     if picture is None:
         return erasure
     scale = _EDGE / min(picture.size)
-    width, height = (round(scale * edge) for edge in picture.size)
-    small = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    small = ImageOps.scale(picture.convert("RGB"), scale, Image.Resampling.LANCZOS)
     file = io.BytesIO()
     small.save(file, "JPEG", quality=_QUALITY)
     cover = json.dumps([base64.b64encode(file.getvalue()).decode("ascii")])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import ESDError, FileError
 from ..models.parts import Part
-from ..storage.lazy import LazyTensors, renamed
+from ..storage.lazy import LazyTensors, renamed, union
 from ..storage.output import flush, output_folder
 from ..storage.reading import file_tensors, read_header
 from ..storage.writing import write_into, write_safetensors
@@ -94,19 +94,14 @@ def read_unet_folder(folder: Path) -> tuple[dict[str, Any], LazyTensors]:
         raise FileError(f"{folder} is not the folder of a UNet: it lacks {CONFIG_FILE}") from error
     except (OSError, ValueError, TypeError, AttributeError, KeyError, ESDError) as error:
         raise FileError(f"{folder / CONFIG_FILE} cannot be read: {error}") from error
-    owners: dict[str, LazyTensors] = {}
-    for file in _weight_files(folder):
-        tensors = file_tensors(read_header(file))
-        owners |= dict.fromkeys(tensors, tensors)
-    names = {own for part in parts.values() for own in part.rows}
-    unexpected = names ^ owners.keys()
+    tensors = union(*(file_tensors(read_header(file)) for file in _weight_files(folder)))
+    unexpected = tensors.keys() ^ {own for part in parts.values() for own in part.rows}
     if unexpected:
         raise FileError(
             f"{folder} is damaged: {min(unexpected)} is only in its config or only in its weights "
             f"({len(unexpected)} such tensors)"
         )
-    specs = {name: owners[name].specs[name] for name in names}
-    return config, joined(LazyTensors(specs, lambda name: owners[name][name]), parts)
+    return config, joined(tensors, parts)
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -132,11 +127,9 @@ def _check_config_fits(parts: Mapping[str, Part], base: Mapping[str, Tensor]) ->
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config as save_pretrained writes it: none of the entries that only live in memory."""
-    plain = {key: value for key, value in config.items() if not key.startswith("_")}
-    plain["_class_name"] = config.get("_class_name", "UNet2DConditionModel")
-    if "_diffusers_version" in config:
-        plain["_diffusers_version"] = config["_diffusers_version"]
-    return plain
+    saved = ("_class_name", "_diffusers_version")
+    plain = {k: value for k, value in config.items() if k in saved or not k.startswith("_")}
+    return {"_class_name": "UNet2DConditionModel", **plain}
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import ESDError
 from ..models.architectures import SD3
 from ..models.transformer_keys import is_transformer
-from ..storage.lazy import LazyTensors, Spec, spec_of, union
+from ..storage.lazy import LazyTensors, Spec, renamed, spec_of, union
 from .apply import summed
 from .base import Base
 from .diffusers import plain_config, write_official, write_unet_folder
@@ -81,8 +81,8 @@ def export(
     elif form == DIFFUSERS:
         write_unet_folder(path, base.config, _whole(base, delta, dtype), force)
     else:
-        weights = summed(base.weights, delta, dtype, delta)
-        write_official(path, base.config, weights, metadata, force)
+        changed = renamed(base.weights, {name: name for name in delta})
+        write_official(path, base.config, summed(changed, delta, dtype), metadata, force)
     return ""
 
 

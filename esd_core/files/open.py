@@ -180,10 +180,9 @@ def _of_changes(header: Header, mapped: bool) -> Source | None:
     own = renamed(tensors, {"".join(part): name for name, part in parts.items() if part})
     changes = with_alphas(own)
     check_tensors(header.path, changes)
+    kind = LORA if any(name.endswith(UP) for name in changes) else DIFFERENCE
     if header.metadata.get(Key.FORMAT) == FORMAT:
         kind = ERASURE
-    else:
-        kind = LORA if any(name.endswith(UP) for name in changes) else DIFFERENCE
     return Source(header.path, kind, changes, header.metadata, len(tensors) - len(parts))
 
 

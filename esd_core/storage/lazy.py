@@ -53,10 +53,11 @@ def spec_of(tensors: Mapping[str, Tensor], name: str) -> Spec:
     return Spec(tensors[name].dtype, tuple(tensors[name].shape))
 
 
-def union(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> LazyTensors:
-    """All of both, under their names."""
-    specs = {name: spec_of(part, name) for part in (first, second) for name in part}
-    return LazyTensors(specs, lambda name: (second if name in second else first)[name])
+def union(*parts: Mapping[str, Tensor]) -> LazyTensors:
+    """All of all parts, under their names; the last one's, where several have one of that name."""
+    owners = {name: part for part in parts for name in part}
+    specs = {name: spec_of(part, name) for name, part in owners.items()}
+    return LazyTensors(specs, lambda name: owners[name][name])
 
 
 def renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> LazyTensors:
