@@ -128,7 +128,7 @@ def _metadata(form: str, erasure: Erasure, strength: float) -> dict[str, str]:
     kept = {key: text for key, text in erasure.metadata.items() if key.startswith(_KEPT)}
     if form != ERASURE:
         kept.pop(Key.FORMAT, None)
-    if not FORMATS[form].is_lora:
+    if form not in (ERASURE, LORA):  # modelspec.* calls the file a LoRA
         kept = {key: text for key, text in kept.items() if not key.startswith("modelspec.")}
     if strength != 1:
         kept[Key.STRENGTH] = f"{strength:g}"

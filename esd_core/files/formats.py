@@ -18,7 +18,6 @@ class Format:
         has_weights: it holds weights, so reading a change from it, or writing it, takes a base.
         is_whole: it is written with all weights of a model, and needs no erasure for that.
         is_folder: it is a folder.
-        is_lora: what `modelspec.*` says in an erasure, that the file is a LoRA, is true of it.
     """
 
     title: str
@@ -28,7 +27,6 @@ class Format:
     has_weights: bool = False
     is_whole: bool = False
     is_folder: bool = False
-    is_lora: bool = False
 
 
 _WHOLE: dict[str, bool] = {"has_weights": True, "is_whole": True}
@@ -38,13 +36,11 @@ FORMATS = {
         "an erasure of this pack",
         "erasure",
         "the change alone, exactly, for ComfyUI's LoRA loaders",
-        is_lora=True,
     ),
     LORA: Format(
         "a LoRA",
         "LoRA",
         "the change at a low rank, small, for other programs' loaders too",
-        is_lora=True,
     ),
     UNET: Format(
         "a whole UNet", "UNet", "all weights, for UNETLoader", folder="diffusion_models", **_WHOLE
