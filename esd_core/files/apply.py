@@ -94,13 +94,9 @@ def summed(
 ) -> LazyTensors:
     """base + delta on the CPU, summed in float32 and rounded once, each made when asked for.
 
-    Raises FileError for a delta that does not fit, and where a sum is not finite in that dtype.
+    delta: as `Erasure.delta` makes it of that base.
+    Raises FileError where a sum is not finite in that dtype.
     """
-    for name in delta:
-        if name not in base or spec_of(delta, name).shape != spec_of(base, name).shape:
-            raise FileError(
-                f"the erasure does not fit this model, whose {name} is missing or another shape"
-            )
     specs = {name: Spec(dtype, spec_of(base, name).shape) for name in base}
 
     def tensor(name: str) -> Tensor:

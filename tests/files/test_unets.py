@@ -12,9 +12,10 @@ from diffusers import UNet2DConditionModel
 from unets import CONFIGS
 
 from esd_core.errors import FileError
-from esd_core.files.apply import summed
+from esd_core.files.apply import check_fits, summed
 from esd_core.files.base import Base, open_base
 from esd_core.files.diffusers import write_official, write_unet_folder
+from esd_core.files.erasure import Erasure
 from esd_core.files.open import open_source
 from esd_core.files.unet import PREFIX, unet_names, write_unet
 from esd_core.models.architectures import SDXL
@@ -118,12 +119,12 @@ def test_a_file_without_a_unet_is_refused(other):
 
 
 @pytest.mark.parametrize(
-    "foreign", [{"input_blocks.99.0.op.weight": torch.zeros(1)}, {"out.2.bias": torch.zeros(5)}]
+    "foreign", [{"input_blocks.99.0.op.diff": torch.zeros(1)}, {"out.2.diff_b": torch.zeros(5)}]
 )
-def test_a_delta_that_does_not_fit_is_refused(base, foreign):
-    (name,) = foreign
+def test_a_change_that_does_not_fit_is_refused(base, foreign):
+    (name,) = Erasure(foreign, {}).change()
     with pytest.raises(FileError, match=name):
-        summed(base, foreign, torch.float16)
+        check_fits(Erasure(foreign, {}), Base(SDXL, CONFIG, base))
 
 
 def loaded(folder) -> UNet2DConditionModel:
