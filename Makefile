@@ -21,8 +21,7 @@ WORLD := out/comfyui
 .PHONY: demo test lint bench host comfy rehearse gpu clean
 
 demo: $(INSTALLED) $(HOST)
-	$(VENV)/bin/esd demo --out out/demo
-	$(VENV)/bin/esd demo --concept fish --out out/demo/fish
+	$(VENV)/bin/esd demo --concept "Van Gogh" --concept fish --out out/demo
 	$(IN_HOST) $(VENV)/bin/python tests/host/demo.py out/demo
 
 # What to test goes into ARGS: make test ARGS="tests/host -k pocket".

@@ -572,6 +572,8 @@ def test_a_report_that_finds_no_room_is_told(
 
 
 def test_a_demo_of_what_pocket_does_not_know(capsys, tmp_path):
-    told = refusal(capsys, "demo", "--concept", "Monet", "--out", tmp_path / "demo")
+    told = refusal(
+        capsys, "demo", "--concept", "fish", "--concept", "Monet", "--out", tmp_path / "demo"
+    )
     assert '"Monet"' in told and "--concept" in told and "Van Gogh" in told and "fish" in told
     assert not (tmp_path / "demo").exists()
