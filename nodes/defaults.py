@@ -14,7 +14,7 @@ from ..esd_core.models.embedded import POCKET, POCKET_DIT
 _PRESETS = (
     POCKET,
     POCKET_DIT,
-    *(name for kind in ARCHITECTURES.values() for name in kind.presets.values()),
+    *(kind.preset_for(method) for kind in ARCHITECTURES.values() for method in kind.layers),
 )
 _OWN_CHOICE = {"method", "contexts"}
 """A method is the person's to choose, and auto has another meaning among contexts."""

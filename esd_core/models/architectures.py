@@ -23,8 +23,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..config.settings import METHODS
-
 
 @dataclass(frozen=True, eq=False)
 class Architecture:
@@ -38,7 +36,8 @@ class Architecture:
         heads: attention heads of every level; None where every head is 64 wide.
         label_config: what diffusers' config calls the embedding that the shapes show as a label's.
         layers: by method, whether a parameter of that canonical name is trained.
-        presets: the settings that serve a method, by the name of a file in config/presets.
+        preset: the settings that serve its methods, by the name of a file in config/presets.
+        presets: by method, those that serve it instead.
         unguided_preset: instead of them, for models that lack the guidance which others of the kind
             take as an input.
         cfg: what its pictures are drawn with, for those that take no guidance as an input: of
@@ -65,6 +64,7 @@ class Architecture:
         default_factory=lambda: {"addition_embed_type": "text_time", "addition_time_embed_dim": 256}
     )
     layers: Mapping[str, Callable[[str], bool]] = field(default_factory=dict)
+    preset: str = ""
     presets: Mapping[str, str] = field(default_factory=dict)
     unguided_preset: str = ""
     cfg: float = 7.0
@@ -82,13 +82,13 @@ class Architecture:
         return not self.hosts
 
     def preset_for(self, method: object, is_guided: bool = True) -> str:
-        """The preset for that method; one of them too for a word that is not a method's.
+        """The preset for that method; one too for a word that is not a method's.
 
         is_guided: whether guidance is an input of the network.
         """
         if self.unguided_preset and not is_guided:
             return self.unguided_preset
-        return self.presets.get(str(method), next(iter(self.presets.values())))
+        return self.presets.get(str(method), self.preset)
 
 
 def _is_layer(name: str) -> bool:
@@ -129,10 +129,8 @@ SDXL = Architecture(
     context_width=2048,
     takes_sizes=True,
     layers=_unet_layers(_is_inner_layer),
-    presets={
-        **dict.fromkeys(METHODS, "sdxl-esd-u"),
-        **dict.fromkeys(("esd-x", "esd-x-strict"), "sdxl"),
-    },
+    preset="sdxl",
+    presets=dict.fromkeys(("esd-u", "esd-all", "selfattn"), "sdxl-esd-u"),
     modelspec="stable-diffusion-xl-v1-base",
     ss_version="sdxl_base_v1-0",
     has_ldm_lora_names=True,
@@ -147,7 +145,7 @@ SD2 = Architecture(
     context_width=1024,
     label_config={"class_embed_type": "projection"},
     layers=_unet_layers(_is_layer),
-    presets=dict.fromkeys(METHODS, "sd"),
+    preset="sd",
     modelspec="stable-diffusion-v2-768-v",
     ss_version="sd_v2",
     is_v2=True,
@@ -158,7 +156,7 @@ SD1 = Architecture(
     context_width=768,
     heads=8,
     layers=_unet_layers(_is_layer),
-    presets=dict.fromkeys(METHODS, "sd"),
+    preset="sd",
     modelspec="stable-diffusion-v1",
     ss_version="sd_v1",
 )
@@ -185,42 +183,43 @@ def _transformer_layers(blocks: str, text: str, strict: str) -> dict[str, Callab
 
 
 def _transformer(
-    layers: Mapping[str, Callable[[str], bool]], preset: str, **known: Any
+    name: str, blocks: str, text: str, strict: str, preset: str = "transformer", **known: Any
 ) -> Architecture:
-    """One whose methods share a preset."""
-    presets = dict.fromkeys(layers, preset)
-    return Architecture(layers=layers, presets=presets, has_ldm_lora_names=True, **known)
+    """One that files call by its own name, but for what `known` has.
+
+    blocks, text, strict: as for `_transformer_layers`.
+    """
+    names = {"modelspec": name, "ss_version": name.replace("-", "_"), **known}
+    layers = _transformer_layers(blocks, text, strict)
+    return Architecture(name=name, layers=layers, preset=preset, has_ldm_lora_names=True, **names)
 
 
 _NORM = re.compile(r"norm|\bln_|scale$")
 
 
 SD3 = _transformer(
-    _transformer_layers(
-        r"joint_blocks\.\d+\..+",
-        r"joint_blocks\.\d+\.context_block\.attn\.(qkv|proj)",
-        r"joint_blocks\.\d+\.context_block\.attn\.qkv",
-    ),
-    "sd3",
     name="sd3",
     title="Stable Diffusion 3 and 3.5",
+    blocks=r"joint_blocks\.\d+\..+",
+    text=r"joint_blocks\.\d+\.context_block\.attn\.(qkv|proj)",
+    strict=r"joint_blocks\.\d+\.context_block\.attn\.qkv",
+    preset="sd3",
     cfg=4.0,
     modelspec="stable-diffusion-v3.5-medium",
-    ss_version="sd3",
     hosts=(("SD3", "SD3"),),
     text_numbers=154 * 4096,
     text_input="context_embedder",
 )
-_FLUX_LAYERS = _transformer_layers(
-    r"(double|single)_blocks\.\d+\..+",
-    r"double_blocks\.\d+\.txt_attn\.(qkv|proj)",
-    r"double_blocks\.\d+\.txt_attn\.qkv",
-)
+_FLUX_LAYERS = {
+    "blocks": r"(double|single)_blocks\.\d+\..+",
+    "text": r"double_blocks\.\d+\.txt_attn\.(qkv|proj)",
+    "strict": r"double_blocks\.\d+\.txt_attn\.qkv",
+}
 FLUX = _transformer(
-    _FLUX_LAYERS,
-    "flux",
     name="flux",
     title="FLUX.1",
+    **_FLUX_LAYERS,
+    preset="flux",
     cfg=1.0,
     unguided_preset="flux-schnell",
     modelspec="flux-1-dev",
@@ -230,142 +229,110 @@ FLUX = _transformer(
     text_input="txt_in",
 )
 FLUX2 = _transformer(
-    _FLUX_LAYERS,
-    "flux2",
     name="flux2",
     title="FLUX.2",
+    **_FLUX_LAYERS,
+    preset="flux2",
     cfg=5.0,
     modelspec="flux-2-dev",
-    ss_version="flux2",
     hosts=(("Flux2", "Flux2"),),
     text_numbers=512 * 15360,
     text_input="txt_in",
 )
 CHROMA = _transformer(
-    _FLUX_LAYERS,
-    "transformer",
     name="chroma",
     title="Chroma",
+    **_FLUX_LAYERS,
     cfg=3.5,
-    modelspec="chroma",
-    ss_version="chroma",
     hosts=(("Chroma", "Chroma"),),
     text_input="txt_in",
 )
 QWEN_IMAGE = _transformer(
-    _transformer_layers(
-        r"transformer_blocks\.\d+\..+",
-        r"transformer_blocks\.\d+\.attn\.(add_[qkv]_proj|to_add_out)",
-        r"transformer_blocks\.\d+\.attn\.add_[kv]_proj",
-    ),
-    "transformer",
     name="qwen-image",
     title="Qwen-Image",
+    blocks=r"transformer_blocks\.\d+\..+",
+    text=r"transformer_blocks\.\d+\.attn\.(add_[qkv]_proj|to_add_out)",
+    strict=r"transformer_blocks\.\d+\.attn\.add_[kv]_proj",
     cfg=4.0,
-    modelspec="qwen-image",
-    ss_version="qwen_image",
     hosts=(("QwenImage", "QwenImage"),),
     text_input="txt_in",
 )
-_LUMINA_LAYERS = _transformer_layers(
-    r"(layers|noise_refiner|context_refiner)\.\d+\..+|cap_embedder\.1",
-    r"context_refiner\.\d+\..+|cap_embedder\.1",
-    r"context_refiner\.\d+\.attention\.qkv",
-)
+_LUMINA_LAYERS = {
+    "blocks": r"(layers|noise_refiner|context_refiner)\.\d+\..+|cap_embedder\.1",
+    "text": r"context_refiner\.\d+\..+|cap_embedder\.1",
+    "strict": r"context_refiner\.\d+\.attention\.qkv",
+}
 Z_IMAGE = _transformer(
-    _LUMINA_LAYERS,
-    "transformer-turbo",
     name="z-image",
     title="Z-Image",
+    **_LUMINA_LAYERS,
+    preset="transformer-turbo",
     cfg=1.0,
-    modelspec="z-image",
     ss_version="zimage",
     hosts=(("ZImage", "Lumina2"),),
     text_input="cap_embedder.1",
 )
 LUMINA2 = _transformer(
-    _LUMINA_LAYERS,
-    "transformer",
     name="lumina2",
     title="Lumina 2",
+    **_LUMINA_LAYERS,
     cfg=4.0,
     modelspec="lumina-2",
-    ss_version="lumina2",
     hosts=(("Lumina2", "Lumina2"),),
     text_input="cap_embedder.1",
 )
 AURA_FLOW = _transformer(
-    _transformer_layers(
-        r"(double|single)_layers\.\d+\..+",
-        r"double_layers\.\d+\.attn\.w1[qkvo]",
-        r"double_layers\.\d+\.attn\.w1[kv]",
-    ),
-    "transformer",
     name="auraflow",
     title="AuraFlow",
+    blocks=r"(double|single)_layers\.\d+\..+",
+    text=r"double_layers\.\d+\.attn\.w1[qkvo]",
+    strict=r"double_layers\.\d+\.attn\.w1[kv]",
     cfg=4.0,
-    modelspec="auraflow",
-    ss_version="auraflow",
     hosts=(("AuraFlow", "AuraFlow"),),
     text_input="cond_seq_linear",
 )
 WAN = _transformer(
-    _transformer_layers(
-        r"blocks\.\d+\..+",
-        r"blocks\.\d+\.cross_attn\.[qkvo]",
-        r"blocks\.\d+\.cross_attn\.[kv]",
-    ),
-    "transformer",
     name="wan",
     title="Wan 2.x",
+    blocks=r"blocks\.\d+\..+",
+    text=r"blocks\.\d+\.cross_attn\.[qkvo]",
+    strict=r"blocks\.\d+\.cross_attn\.[kv]",
     cfg=5.0,
     modelspec="wan-2.1",
-    ss_version="wan",
     hosts=(("WAN21_T2V", "WAN21"), ("WAN22_T2V", "WAN22")),
     text_numbers=512 * 4096,
     text_input="text_embedding.0",
 )
 KREA2 = _transformer(
-    _transformer_layers(
-        r"blocks\.\d+\..+|txtfusion\..+|txtmlp\.\d+",
-        r"txtfusion\..+|txtmlp\.\d+",
-        r"txtfusion\.(layerwise|refiner)_blocks\.\d+\.attn\.w[kv]",
-    ),
-    "transformer-turbo",
     name="krea2",
     title="Krea 2",
+    blocks=r"blocks\.\d+\..+|txtfusion\..+|txtmlp\.\d+",
+    text=r"txtfusion\..+|txtmlp\.\d+",
+    strict=r"txtfusion\.(layerwise|refiner)_blocks\.\d+\.attn\.w[kv]",
+    preset="transformer-turbo",
     cfg=1.0,
     modelspec="krea-2",
-    ss_version="krea2",
     hosts=(("Krea2", "Krea2"),),
     text_numbers=64 * 12 * 2560,
 )
 ANIMA = _transformer(
-    _transformer_layers(
-        r"blocks\.\d+\..+",
-        r"blocks\.\d+\.cross_attn\.([qkv]|output)_proj",
-        r"blocks\.\d+\.cross_attn\.[kv]_proj",
-    ),
-    "transformer",
     name="anima",
     title="Anima",
+    blocks=r"blocks\.\d+\..+",
+    text=r"blocks\.\d+\.cross_attn\.([qkv]|output)_proj",
+    strict=r"blocks\.\d+\.cross_attn\.[kv]_proj",
     cfg=4.0,
-    modelspec="anima",
-    ss_version="anima",
     hosts=(("Anima", "Anima"),),
     text_numbers=512 * 1024,
     text_input="llm_adapter.blocks.0.cross_attn.k_proj",
 )
 _HIDREAM_TEXT = r"double_stream_blocks\.\d+\.block\.attn1"
 HIDREAM = _transformer(
-    _transformer_layers(
-        r"(double|single)_stream_blocks\.\d+\..+(?<!\.gate)",
-        rf"{_HIDREAM_TEXT}\.to_(q|k|v|out)_t|caption_projection\.\d+\.linear",
-        rf"{_HIDREAM_TEXT}\.to_[kv]_t",
-    ),
-    "transformer",
     name="hidream",
     title="HiDream-I1",
+    blocks=r"(double|single)_stream_blocks\.\d+\..+(?<!\.gate)",
+    text=rf"{_HIDREAM_TEXT}\.to_(q|k|v|out)_t|caption_projection\.\d+\.linear",
+    strict=rf"{_HIDREAM_TEXT}\.to_[kv]_t",
     cfg=5.0,
     modelspec="hidream-i1",
     ss_version="hidream_i1",
@@ -385,14 +352,13 @@ ARCHITECTURES = {known.name: known for known in (*_UNETS, *_TRANSFORMERS)}
 
 def by_width(context_width: int) -> Architecture | None:
     """The UNet with text states of that width."""
-    unets = (a for a in ARCHITECTURES.values() if a.is_unet)
-    return next((a for a in unets if a.context_width == context_width), None)
+    return next((a for a in _UNETS if a.context_width == context_width), None)
 
 
 def by_host(configs: Sequence[str], model: str) -> Architecture | None:
     """The transformer that ComfyUI has under one of these configs' names, the nearest first, and
     that class of model."""
-    hosted = {names: known for known in ARCHITECTURES.values() for names in known.hosts}
+    hosted = {names: known for known in _TRANSFORMERS for names in known.hosts}
     return next((hosted[name, model] for name in configs if (name, model) in hosted), None)
 
 
@@ -405,8 +371,7 @@ def trained_titles() -> str:
 def like(context_width: int, takes_sizes: bool) -> Architecture:
     """The one with text states of that width, or the first of its family for a UNet that has
     other sizes than the published ones."""
-    unets = (a for a in ARCHITECTURES.values() if a.is_unet)
-    family = [a for a in unets if a.takes_sizes == takes_sizes]
+    family = [a for a in _UNETS if a.takes_sizes == takes_sizes]
     return next((a for a in family if a.context_width == context_width), family[0])
 
 

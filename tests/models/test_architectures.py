@@ -42,8 +42,8 @@ def test_their_names_stand_in_one_file():
 @pytest.mark.parametrize("known", TRAINED, ids=lambda known: known.name)
 def test_one_that_trains_knows_every_method_and_a_preset_for_it(known):
     methods = {*METHODS} - (set() if known.is_unet else {"selfattn"})
-    assert set(known.layers) == set(known.presets) == methods
-    assert set(known.presets.values()) <= set(preset_names())
+    assert set(known.layers) == methods
+    assert {known.preset_for(method) for method in methods} <= set(preset_names())
     assert known.modelspec and known.ss_version
 
 
