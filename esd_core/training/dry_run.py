@@ -24,7 +24,7 @@ from ..method.objective import regression_loss
 from ..method.terms import prompts_of, terms
 from ..models.denoiser import Rehearsable
 from ..models.swap import hollowed
-from .repeats import Repeated, fold, watch
+from .repeats import Repeated, fold
 from .student import Student, make_student
 
 BATCH, EDGE = 31, 37
@@ -33,12 +33,14 @@ LEVELS = 8
 
 Growth = tuple[int, int]
 """Of an allocation: the powers of the batch and of the edge that its size is proportional to."""
+Event = tuple[Growth | str, int]
+"""Bytes that come, or go, and what they grow with; of gradients that arrive, "fp32" or "bf16"."""
 
 
 class Count:
     """What was alive over the course of a rehearsal, for any batch and size."""
 
-    def __init__(self, events: list[tuple[Growth | str, int]]) -> None:
+    def __init__(self, events: list[Event]) -> None:
         kinds = [*dict.fromkeys(kind for kind, _ in events)]
         deltas = torch.zeros(len(events) + 1, len(kinds), dtype=torch.float64)
         for row, (kind, size) in enumerate(events):
@@ -193,14 +195,14 @@ class _Alive(TorchDispatchMode):
         super().__init__()
         self._is_exact = is_exact
         self._experts = 1  # of the last router
-        self.events: list[tuple[Growth | str, int]] = []
+        self.events: list[Event] = []
         self._known = {tensor.untyped_storage()._cdata for tensor in before}
         self._alive: dict[int, tuple[Growth, int]] = {}
-        self._arrived = Counter[Growth | str]()
         self._hooks = [m.register_post_accumulate_grad_hook(self._take) for m in masters]
         for blocks in repeated:
-            others = _Others(self, blocks.left_out)
-            self._hooks += watch(blocks[1], *others.watchers())
+            others = _Others(self.events, blocks.left_out)
+            self._hooks.append(blocks[1].register_forward_pre_hook(others.before_forward))
+            self._hooks.append(blocks[1].register_forward_hook(others.after_forward))
 
     def __exit__(self, *exception: Any) -> None:
         for hook in self._hooks:
@@ -226,17 +228,6 @@ class _Alive(TorchDispatchMode):
             return index
         return torch.empty(len(index) // self._experts, dtype=torch.long)
 
-    def alive(self) -> Counter[Growth | str]:
-        """Bytes that were allocated inside and are there still, by what they grow with."""
-        total = Counter[Growth | str]()
-        for growth, size in self._alive.values():
-            total[growth] += size
-        return total
-
-    def arrived(self) -> Counter[Growth | str]:
-        """Bytes of the gradients that have arrived, in either format."""
-        return self._arrived.copy()
-
     def _see(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
         if key in self._known or key in self._alive:
@@ -252,13 +243,9 @@ class _Alive(TorchDispatchMode):
 
     def _take(self, master: Tensor) -> None:
         # In 16 bits while the arrived one is still there; in 32 it is the arrived one.
-        self._grow("bf16", 2 * master.numel())
+        self.events.append(("bf16", 2 * master.numel()))
         master.grad = None
-        self._grow("fp32", 4 * master.numel())
-
-    def _grow(self, kind: str, size: int) -> None:
-        self._arrived[kind] += size
-        self.events.append((kind, size))
+        self.events.append(("fp32", 4 * master.numel()))
 
 
 class _Others:
@@ -267,42 +254,50 @@ class _Others:
     Forward it is the last of them, and what it keeps for its backward pass they have kept before.
     Backward it is first, where most is kept, and then once more last, where most gradients are
     there: in between, one goes as evenly as the other comes.
+
+    Only its first pass that records a graph counts: recomputation calls it once more.
     """
 
-    def __init__(self, count: _Alive, number: int) -> None:
-        self._count, self._number = count, number
-        self._begin, self._before = 0, Counter[Growth | str]()
+    def __init__(self, events: list[Event], number: int) -> None:
+        self._events, self._number = events, number
+        self._kept: list[Event] = []
+        self._begin, self._has_passed = 0, False
 
-    def watchers(self) -> tuple[Callable[[], None], ...]:
-        return self._forward, self._forward_end, self._backward, self._backward_end
+    def before_forward(self, _block: nn.Module, _args: Any) -> None:
+        if not self._has_passed:
+            self._begin = len(self._events)
 
-    def _forward(self) -> None:
-        self._begin, self._before = len(self._count.events), self._count.alive()
-
-    def _forward_end(self) -> None:
-        kept = self._count.alive()
-        kept.subtract(self._before)
+    def after_forward(self, _block: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        if self._has_passed or not output.requires_grad:
+            return
+        self._has_passed = True
+        kept = _summed(self._events[self._begin :])
         self._kept = [(kind, self._number * size) for kind, size in kept.items() if size]
-        self._count.events[self._begin : self._begin] = self._kept
+        self._events[self._begin : self._begin] = self._kept
+        output.register_hook(self._before_backward)
+        if args[0].requires_grad:
+            args[0].register_hook(self._after_backward)
 
-    def _backward(self) -> None:
-        self._begin, self._before = len(self._count.events), self._count.arrived()
+    def _before_backward(self, _gradient: Tensor) -> None:
+        self._begin = len(self._events)
 
-    def _backward_end(self) -> None:
-        events, arrived = self._count.events, self._count.arrived()
-        arrived.subtract(self._before)
-        own, change = events[self._begin :], Counter[Growth | str]()
-        for kind, size in own:
-            change[kind] += size
-        events += [(kind, -size) for kind, size in self._kept]
+    def _after_backward(self, _gradient: Tensor) -> None:
+        own = self._events[self._begin :]
+        change = _summed(own).most_common()  # from the largest on
+        arrived = [(kind, size) for kind, size in change if isinstance(kind, str)]
+        self._events += [(kind, -size) for kind, size in self._kept]
         # Back to before its pass, by way of less: no more may be counted than was ever there.
-        events += [(kind, -size) for kind, size in sorted(change.items(), key=_sizes, reverse=True)]
-        events += [(kind, self._number * size) for kind, size in arrived.items()]
-        events += own
+        self._events += [(kind, -size) for kind, size in change]
+        self._events += [(kind, self._number * size) for kind, size in arrived]
+        self._events += own
 
 
-def _sizes(change: tuple[Growth | str, int]) -> int:
-    return change[1]
+def _summed(events: Iterable[Event]) -> Counter[Growth | str]:
+    """Bytes that they add, by what those grow with."""
+    total = Counter[Growth | str]()
+    for kind, size in events:
+        total[kind] += size
+    return total
 
 
 def _growth(size: int) -> tuple[Growth, int]:

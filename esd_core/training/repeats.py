@@ -4,10 +4,10 @@ SDXL has transformers of ten equal blocks. Each allocates what the others do, so
 rehearse the first, which may be the one where gradients begin, and one more for all that follow.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 _LISTS = "transformer_blocks"
 """Of blocks that are called one after the other; diffusers and ComfyUI call them the same."""
@@ -45,33 +45,3 @@ def _are_equal(blocks: nn.ModuleList) -> bool:
 def _signature(module: nn.Module) -> list[tuple[Any, ...]]:
     kinds = [(name, type(part)) for name, part in module.named_modules()]
     return [*kinds, *((name, p.shape, p.dtype) for name, p in module.named_parameters())]
-
-
-def watch(
-    block: nn.Module,
-    on_begin: Callable[[], None],
-    on_end: Callable[[], None],
-    on_backward: Callable[[], None],
-    on_backward_end: Callable[[], None],
-) -> list[Any]:
-    """Calls back around the block's first pass forward, and around the backward pass of it.
-
-    Returns handles that `remove` the hooks. Only passes that record a graph count; recomputation
-    calls the block once more and is left out.
-    """
-    passes: list[None] = []
-
-    def before(_module: nn.Module, _args: Any) -> None:
-        if not passes:
-            on_begin()
-
-    def after(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        if passes or not output.requires_grad:
-            return
-        passes.append(None)
-        on_end()
-        output.register_hook(lambda _: on_backward())
-        if args[0].requires_grad:
-            args[0].register_hook(lambda _: on_backward_end())
-
-    return [block.register_forward_pre_hook(before), block.register_forward_hook(after)]
