@@ -4,15 +4,14 @@ Each is affine in the direction (x - denoised) / sigma at one noisy latent x (Sa
 for eps and v, in sigma space).
 """
 
-from typing import Protocol
-
 from torch import Tensor
 
 from ..errors import ESDError
 
 
-class Prediction(Protocol):
-    """One form."""
+class Prediction:
+    """One form; as it stands here, of a network that predicts the direction itself, at noisy
+    latents x0 + sigma * eps."""
 
     name: str
     """As diffusers' schedulers name it."""
@@ -22,33 +21,24 @@ class Prediction(Protocol):
 
         sigma: noise levels, float32 [B].
         """
-        ...
+        return output
 
     def loss_weight(self, sigma: float) -> float:
         """Turns a squared error of the direction into one of the network's own output."""
-        ...
+        return 1.0
 
     def v_weight(self, sigma: float) -> float:
         """Turns it into one of v, or of a flow's velocity."""
-        ...
+        return sigma**2 + 1
 
 
-class Epsilon:
+class Epsilon(Prediction):
     """The network predicts the noise, which is the direction itself."""
 
     name = "epsilon"
 
-    def direction(self, output: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-        return output
 
-    def loss_weight(self, sigma: float) -> float:
-        return 1.0
-
-    def v_weight(self, sigma: float) -> float:
-        return sigma**2 + 1
-
-
-class VPrediction:
+class VPrediction(Prediction):
     """The network predicts v = (eps - sigma * x0) / sqrt(sigma^2 + 1).
 
     Without its weight in the loss, a v-model would hardly be trained at high noise, where the
@@ -63,30 +53,20 @@ class VPrediction:
         return (output * scale + x * level) / scale**2
 
     def loss_weight(self, sigma: float) -> float:
-        return sigma**2 + 1
-
-    def v_weight(self, sigma: float) -> float:
-        return sigma**2 + 1
+        return self.v_weight(sigma)
 
 
-class Flow:
+class Flow(Prediction):
     """The network predicts the velocity eps - x0 of x = (1 - sigma) * x0 + sigma * eps (Liu et al.
     2022), which is the direction itself."""
 
     name = "flow_prediction"
 
-    def direction(self, output: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-        return output
-
-    def loss_weight(self, sigma: float) -> float:
-        return 1.0
-
     def v_weight(self, sigma: float) -> float:
         return 1.0
 
 
-FORMS = (Epsilon(), VPrediction(), Flow())
-PREDICTIONS: dict[str, Prediction] = {form.name: form for form in FORMS}
+PREDICTIONS = {form.name: form for form in (Epsilon(), VPrediction(), Flow())}
 """By name."""
 
 
