@@ -224,6 +224,9 @@ class Denoiser(Protocol):
 class Rehearsable(Denoiser, Protocol):
     """What the plan of a run's memory needs beside a Denoiser."""
 
+    network: nn.Module
+    """The UNet or transformer itself."""
+
     def free_memory(self) -> int:
         """Bytes that can still be had on the device."""
         ...
@@ -233,9 +236,4 @@ class Rehearsable(Denoiser, Protocol):
 
         To be called, and used, inside torch's FakeTensorMode.
         """
-        ...
-
-    @property
-    def network(self) -> nn.Module:
-        """The UNet or transformer itself."""
         ...

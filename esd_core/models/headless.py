@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
 
-from .architectures import Architecture
-from .denoiser import Conditioning, Schedule
+from .denoiser import Conditioning, Rehearsable
 from .fragments import fragments
 from .latents import Latents
-from .prediction import Prediction
-from .swap import Weight, hollowed
+from .swap import hollowed
 
 _ENCODED = 8
 """Prompts that are encoded side by side: a run with contexts has a hundred of them."""
 
 
-class Headless(ABC):
+class Headless(Rehearsable):
     """A model without a host: it draws pictures too.
 
     Attributes:
@@ -32,16 +30,11 @@ class Headless(ABC):
         scheduler: of diffusers, whose config says what the network predicts, and where.
     """
 
-    architecture: Architecture
-    prediction: Prediction
     network: Any
-    latents: Latents
-    scheduler: Any
 
     def __init__(self, network: Any, latents: Latents, scheduler: Any) -> None:
         self.latents, self.scheduler = latents, scheduler
-        self.device: torch.device = network.device
-        self.compute_dtype: torch.dtype = network.dtype
+        self.device, self.compute_dtype = network.device, network.dtype
         self._take(network.requires_grad_(False))
 
     @abstractmethod
@@ -50,18 +43,6 @@ class Headless(ABC):
 
     @abstractmethod
     def _encode(self, prompts: Sequence[str], width: int, height: int) -> Conditioning: ...
-
-    @abstractmethod
-    def parameters(self) -> Mapping[str, Tensor]: ...
-
-    @abstractmethod
-    def swapped(self, tensors: Mapping[str, Weight]) -> AbstractContextManager[None]: ...
-
-    @abstractmethod
-    def schedule(self, steps: int, width: int, height: int) -> Schedule: ...
-
-    @abstractmethod
-    def predict(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor: ...
 
     def encode(self, prompts: Sequence[str], width: int, height: int) -> Conditioning:
         parts = [prompts[start : start + _ENCODED] for start in range(0, len(prompts), _ENCODED)]
@@ -105,7 +86,6 @@ class Headless(ABC):
 
     @property
     def is_guided(self) -> bool:
-        """Whether guidance is an input of the network, as of distilled ones."""
         return bool(self.network.config.get("guidance_embeds"))
 
     def tables(self) -> dict[str, Tensor]:

@@ -65,8 +65,9 @@ class HostDenoiser:
 
     def _take(self, inner: comfy.model_base.BaseModel) -> None:
         self._inner = inner
-        self._teacher: dict[str, Tensor] = dict(inner.diffusion_model.named_parameters())
-        self._slots = slots_of(inner.diffusion_model)
+        self.network: nn.Module = inner.diffusion_model
+        self._teacher: dict[str, Tensor] = dict(self.network.named_parameters())
+        self._slots = slots_of(self.network)
 
     def parameters(self) -> Mapping[str, Tensor]:
         return self._teacher
@@ -101,11 +102,6 @@ class HostDenoiser:
         other = copy.copy(self)
         other._take(inner)
         return other
-
-    @property
-    def network(self) -> nn.Module:
-        network: nn.Module = self._inner.diffusion_model
-        return network
 
     @property
     def is_guided(self) -> bool:
