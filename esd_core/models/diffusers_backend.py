@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from .keys import diffusers_to_canonical
 from .latents import Latents
 from .prediction import prediction
 from .swap import Weight, replaced, slots_of
+from .texts import sdxl_texts
 
 
 class DiffusersDenoiser(Headless):
@@ -63,12 +65,9 @@ class DiffusersDenoiser(Headless):
                 list(prompts), self.device, 1, do_classifier_free_guidance=False
             )
             return Conditioning(context)
-        context, _, pooled, _ = self.pipeline.encode_prompt(
-            list(prompts), do_classifier_free_guidance=False
-        )
         sizes = [height, width, 0, 0, height, width]
         time_ids = torch.tensor([sizes] * len(prompts), device=self.device, dtype=torch.float32)
-        return Conditioning(context, pooled, time_ids)
+        return replace(sdxl_texts(self.pipeline, prompts), time_ids=time_ids)
 
     def predict(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         scale = (sigma.view(-1, 1, 1, 1) ** 2 + 1).sqrt()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -85,7 +86,7 @@ def with_transformer(
     config = pocket.vae.config
     pocket.vae.register_to_config(scaling_factor=FLOW_SCALE * config.scaling_factor)
     schedule = FlowMatchEulerDiscreteScheduler(shift=1.0)
-    return TransformerDenoiser(network, sdxl_texts(pocket), pocket.vae, schedule)
+    return TransformerDenoiser(network, partial(sdxl_texts, pocket), pocket.vae, schedule)
 
 
 def _device(name: str) -> torch.device:

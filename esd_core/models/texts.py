@@ -1,4 +1,4 @@
-"""The text side of diffusers' pipelines of transformers."""
+"""The text side of diffusers' pipelines."""
 
 from __future__ import annotations
 
@@ -14,40 +14,26 @@ _FLUX_TOKENS = {True: 512, False: 256}
 """Of T5, for dev and for schnell, as black-forest-labs/flux loads it."""
 
 
-def sdxl_texts(pipeline: Any) -> Texts:
+def sdxl_texts(pipeline: Any, prompts: Sequence[str]) -> Conditioning:
     """Of a StableDiffusionXLPipeline: its two towers, side by side, and the second's pooled."""
-
-    def encode(prompts: Sequence[str]) -> Conditioning:
-        context, _, pooled, _ = pipeline.encode_prompt(
-            list(prompts), do_classifier_free_guidance=False
-        )
-        return Conditioning(context, pooled)
-
-    return encode
+    context, _, pooled, _ = pipeline.encode_prompt(list(prompts), do_classifier_free_guidance=False)
+    return Conditioning(context, pooled)
 
 
-def sd3_texts(pipeline: Any) -> Texts:
+def sd3_texts(pipeline: Any, prompts: Sequence[str]) -> Conditioning:
     """Of a StableDiffusion3Pipeline, with T5 or without."""
-
-    def encode(prompts: Sequence[str]) -> Conditioning:
-        context, _, pooled, _ = pipeline.encode_prompt(
-            list(prompts), None, None, do_classifier_free_guidance=False
-        )
-        if pipeline.text_encoder_3 is None:
-            # The pipeline puts zeros in T5's place, to which the network attends. ComfyUI has no
-            # such tokens, and an erasure is to mean the same in both.
-            context = context[:, : pipeline.tokenizer_max_length]
-        return Conditioning(context, pooled)
-
-    return encode
+    context, _, pooled, _ = pipeline.encode_prompt(
+        list(prompts), None, None, do_classifier_free_guidance=False
+    )
+    if pipeline.text_encoder_3 is None:
+        # The pipeline puts zeros in T5's place, to which the network attends. ComfyUI has no
+        # such tokens, and an erasure is to mean the same in both.
+        context = context[:, : pipeline.tokenizer_max_length]
+    return Conditioning(context, pooled)
 
 
-def flux_texts(pipeline: Any) -> Texts:
+def flux_texts(pipeline: Any, prompts: Sequence[str]) -> Conditioning:
     """Of a FluxPipeline: T5's states, and CLIP's pooled text."""
     tokens = _FLUX_TOKENS[pipeline.transformer.config.guidance_embeds]
-
-    def encode(prompts: Sequence[str]) -> Conditioning:
-        context, pooled, _ = pipeline.encode_prompt(list(prompts), max_sequence_length=tokens)
-        return Conditioning(context, pooled)
-
-    return encode
+    context, pooled, _ = pipeline.encode_prompt(list(prompts), max_sequence_length=tokens)
+    return Conditioning(context, pooled)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,9 +46,8 @@ class TransformerDenoiser(Headless):
     @classmethod
     def of(cls, pipeline: Any) -> TransformerDenoiser:
         """Of a StableDiffusion3Pipeline or a FluxPipeline."""
-        is_flux = isinstance(pipeline, FluxPipeline)
-        texts = flux_texts(pipeline) if is_flux else sd3_texts(pipeline)
-        return cls(pipeline.transformer, texts, pipeline.vae, pipeline.scheduler)
+        texts = flux_texts if isinstance(pipeline, FluxPipeline) else sd3_texts
+        return cls(pipeline.transformer, partial(texts, pipeline), pipeline.vae, pipeline.scheduler)
 
     def _take(self, network: Any) -> None:
         """What canonical names know as one tensor becomes one, whose rows are diffusers' parameters
