@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -55,12 +53,16 @@ class Latents:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures, float32 [B, 3, H, W] in 0..1 on the CPU, of latents without noise."""
-        with self._upcast() as vae:
+        vae, before = self.vae, self.vae.dtype
+        vae.to(self.dtype)
+        try:
             scaled = latents / vae.config.scaling_factor
             if vae.config.get("shift_factor"):
                 scaled = scaled + vae.config.shift_factor
             # A few at a time: an autoencoder's activations are large, and a CPU's caches are not.
             parts = [vae.decode(p).sample.float() for p in scaled.to(vae.dtype).split(DECODED)]
+        finally:
+            vae.to(before)
         return (torch.cat(parts) / 2 + 0.5).clamp(0, 1).cpu()
 
     @property
@@ -69,13 +71,3 @@ class Latents:
         own: torch.dtype = self.vae.dtype
         overflows = own == torch.float16 and self.vae.config.force_upcast
         return torch.float32 if overflows and self._is_upcast else own
-
-    @contextmanager
-    def _upcast(self) -> Iterator[Any]:
-        """The autoencoder, inside as it decodes."""
-        before = self.vae.dtype
-        self.vae.to(self.dtype)
-        try:
-            yield self.vae
-        finally:
-            self.vae.to(before)

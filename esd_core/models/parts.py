@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -52,11 +53,8 @@ class Part:
         return {name: rows_of(weight, rows) for name, rows in self._slices().items()}
 
     def _slices(self) -> dict[str, slice]:
-        found, start = {}, 0
-        for name, count in self.rows.items():
-            found[name] = slice(start, start + count)
-            start += count
-        return found
+        ends = pairwise(accumulate(self.rows.values(), initial=0))
+        return {name: slice(*both) for name, both in zip(self.rows, ends, strict=True)}
 
 
 def _swapped(tensor: Tensor) -> Tensor:
