@@ -11,17 +11,11 @@ from ..models.swap import Weight
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is. `seconds` is the mean time of a step of this run, rounds included."""
+    """Where a run is."""
 
     step: int
     total: int
     loss: float
-    seconds: float
-
-    @property
-    def left(self) -> float:
-        """Seconds until the last step."""
-        return (self.total - self.step) * self.seconds
 
 
 class Events(Protocol):

@@ -82,7 +82,7 @@ class Trainer:
 
     def _run(self, events: Events, control: Control) -> Outcome:
         training = self.config.training
-        started, first, is_stopped, is_kept = time.monotonic(), self.step, False, False
+        started, is_stopped, is_kept = time.monotonic(), False, False
         with self.denoiser.checkpointed(self.plan.checkpointing):
             while self.step < training.steps and self.early_stop.status == RUNNING:
                 is_stopped = self.ranks.any(control.should_stop())
@@ -90,14 +90,15 @@ class Trainer:
                 if is_stopped or is_kept:
                     break
                 self.take_step()
-                seconds = (time.monotonic() - started) / (self.step - first)
-                events.on_step(Progress(self.step, training.steps, self.losses[-1], seconds))
+                events.on_step(Progress(self.step, training.steps, self.losses[-1]))
                 self._after_step(events)
         if is_stopped:
             self.save(events)
         report = self._final_report(is_stopped)
         if not is_stopped:
-            self._show_result(events, report)
+            events.on_probe(self.step, report)
+            if training.preview_every:
+                self._preview(events)
         finished = "by hand" if is_kept else "done"
         ended = finished if self.early_stop.status == RUNNING else self.early_stop.status
         ending = "stopped" if is_stopped else ended
@@ -174,11 +175,6 @@ class Trainer:
             return report
         self.step = step
         return self._probe()
-
-    def _show_result(self, events: Events, report: ProbeReport) -> None:
-        events.on_probe(self.step, report)
-        if self.config.training.preview_every:
-            self._preview(events)
 
     def save(self, events: Events) -> None:
         """Writes the state file, where the run has one."""

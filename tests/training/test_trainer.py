@@ -275,8 +275,6 @@ def test_previews_and_saves_come_when_they_are_due(denoiser, settings, recorder,
     assert host.saves == [(3, path)]
     for _, student in host.previews:
         assert all(".attn2." in name for name in student)
-    last = host.steps[-1]
-    assert last.left == 0.0 and host.steps[0].left == 4 * host.steps[0].seconds
 
 
 def test_the_report_counts(denoiser, settings, recorder):
