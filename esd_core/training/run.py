@@ -73,51 +73,33 @@ def prepare(
 
     ranks: who trains it together, each from a call of its own with the same arguments.
     """
+    size, together = (config.width, config.height), plan.sampling_batch
     with deterministic(config.training.deterministic):
-        return _prepared(denoiser, config, plan, state_file, resume, ranks)
-
-
-def _prepared(
-    denoiser: Denoiser,
-    config: ErasureConfig,
-    plan: Plan,
-    state_file: Path | None,
-    resume: bool,
-    ranks: Alone,
-) -> Trainer:
-    training = config.training
-    size = config.width, config.height
-    weigh = None
-    if training.loss_weight == "v":
-        levels = denoiser.schedule(config.trajectory.steps, *size).sigmas[:-1]
-        weigh = v_weight(denoiser.prediction, levels)
-    source = term_source(config, denoiser.architecture)
-    bank = Bank(denoiser, source, config.trajectory, size, plan.sampling_batch, weigh, ranks)
-    own_state, state = None, None
-    if state_file:
-        own_state = StateFile(state_file, config.flat(), fingerprint(denoiser.parameters()))
-        if any(other != own_state for other in ranks.gather(own_state)):
-            raise ESDError(
-                "the processes of this run differ in their settings or models: start all by the "
-                "same command, with the same files on every machine"
-            )
-        # The first rank's: on another machine there may be no such file.
-        state = ranks.of_first(own_state.read() if resume and ranks.is_first else None)
-    trainer = Trainer(
-        denoiser,
-        config,
-        Rounds(bank, training.batch_size, config.seed),
-        make_student(denoiser, config),
-        Probes(denoiser, probed(config), config, plan.sampling_batch, ranks),
-        plan,
-        own_state,
-        ranks,
-    )
-    if own_state and state:
-        try:
-            trainer.load_state_dict(state)
-        except (KeyError, ValueError) as error:
-            raise damaged(own_state.path) from error
+        weigh = None
+        if config.training.loss_weight == "v":
+            levels = denoiser.schedule(config.trajectory.steps, *size).sigmas[:-1]
+            weigh = v_weight(denoiser.prediction, levels)
+        source = term_source(config, denoiser.architecture)
+        bank = Bank(denoiser, source, config.trajectory, size, together, weigh, ranks)
+        own_state, state = None, None
+        if state_file:
+            own_state = StateFile(state_file, config.flat(), fingerprint(denoiser.parameters()))
+            if any(other != own_state for other in ranks.gather(own_state)):
+                raise ESDError(
+                    "the processes of this run differ in their settings or models: start all by "
+                    "the same command, with the same files on every machine"
+                )
+            # The first rank's: on another machine there may be no such file.
+            state = ranks.of_first(own_state.read() if resume and ranks.is_first else None)
+        rounds = Rounds(bank, config.training.batch_size, config.seed)
+        student = make_student(denoiser, config)
+        probes = Probes(denoiser, probed(config), config, together, ranks)
+        trainer = Trainer(denoiser, config, rounds, student, probes, plan, own_state, ranks)
+        if own_state and state:
+            try:
+                trainer.load_state_dict(state)
+            except (KeyError, ValueError) as error:
+                raise damaged(own_state.path) from error
     return trainer
 
 
