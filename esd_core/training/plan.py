@@ -5,6 +5,7 @@ what would be alive is counted, allocation by allocation. So activations need no
 gradient checkpointing, size, batch and method count by what they do.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -178,27 +179,27 @@ class Planner:
         passes = self._passes(training, micro_batch) * self._ranks.count
         return keeps_bf16(self._denoiser.compute_dtype, training.rank, passes)
 
-    def _held(self, config: ErasureConfig) -> tuple[int, int, int]:
-        """Bytes of masters, of the optimizer and of the bank, as long as the run lasts."""
+    def _held(self, config: ErasureConfig) -> tuple[int, int]:
+        """Bytes of masters and of the optimizer, as long as the run lasts."""
         shapes = [master.shape for master in self._dry_run.masters(config)]
         copies = 2 if config.training.max_drift else 1
         masters = copies * 4 * sum(shape.numel() for shape in shapes)
         optimizer = sum(state_bytes(config.training.optimizer, shape) for shape in shapes)
         if self._ranks.shards_optimizer:
             optimizer = self._ranks.most(optimizer)
-        shape = self._denoiser.latent_shape(config.width, config.height)
-        return masters, optimizer, self._bank(config, torch.Size(shape))
+        return masters, optimizer
 
     def _least(self, config: ErasureConfig, micro_batch: int) -> int:
         """What a run needs in any case: what is held, and the gradients."""
-        masters, optimizer, _ = self._held(config)
+        masters, optimizer = self._held(config)
         each = 2 if self._keeps_bf16(config.training, micro_batch) else 4
         return masters + optimizer + each * sum(m.numel() for m in self._dry_run.masters(config))
 
     def _planned(self, config: ErasureConfig, checkpointing: bool, micro_batch: int) -> Plan:
         training = config.training
         channels, *_, height, width = self._denoiser.latent_shape(config.width, config.height)
-        masters, optimizer, bank = self._held(config)
+        masters, optimizer = self._held(config)
+        bank, evaluations = self._round(config)
         held = masters + optimizer + (bank if self._denoiser.device.type == "cpu" else 0)
         sizes = [4 * master.numel() for master in self._dry_run.masters(config)]
         passes = self._passes(training, micro_batch)
@@ -211,7 +212,6 @@ class Planner:
         chunk = max(map(sum, chunks(sizes))) if short else 0
         stepping = step_bytes(training.optimizer, sizes, optimizer, gradients, chunk)
         row = self._dry_run.evaluation(1, height, width).peak(1, height, width)
-        evaluations = self._evaluations(config)
         # Of each, its text is copied twice, and its latents are there beside what is predicted.
         waiting = evaluations * (2 * self._dry_run.text + 4 * 4 * channels * height * width)
         rows = max(1, min(evaluations, (self._free - held - waiting) // row))
@@ -242,18 +242,15 @@ class Planner:
     def _passes(self, training: TrainingConfig, micro_batch: int) -> int:
         return -(-self._ranks.most(training.batch_size) // micro_batch)
 
-    def _evaluations(self, config: ErasureConfig) -> int:
-        """Evaluations of a round that would go through the network together."""
-        source = term_source(config, self._denoiser.architecture)
-        widest = max(len(term.rollout()) for term in source.terms)
-        return self._ranks.most(config.trajectory.count) * widest
-
-    def _bank(self, config: ErasureConfig, latent: torch.Size) -> int:
-        """A round's samples, latent and target in float32, with those that preserve."""
-        source = term_source(config, self._denoiser.architecture)
+    def _round(self, config: ErasureConfig) -> tuple[int, int]:
+        """Bytes of a round's samples, latent and target in float32, with those that preserve; and
+        its evaluations that would go through the network together."""
+        source, trajectory = term_source(config, self._denoiser.architecture), config.trajectory
         sides = 1 + source.preserving if config.preserves else 1
-        samples = sides * config.trajectory.count * config.trajectory.steps
-        return samples * 2 * 4 * latent.numel()
+        latent = math.prod(self._denoiser.latent_shape(config.width, config.height))
+        widest = max(len(term.rollout()) for term in source.terms)
+        samples = sides * trajectory.count * trajectory.steps
+        return samples * 2 * 4 * latent, self._ranks.most(trajectory.count) * widest
 
 
 def memory_savers(config: ErasureConfig) -> Iterator[tuple[str, Any]]:
