@@ -125,7 +125,17 @@ def listed(*folders: Path) -> list[Summary]:
 
 def read_state(path: Path) -> dict[str, Any]:
     """FileError when the file is missing, damaged, or of another version or kind."""
-    return _nested(_values_of(path), read_tensors(path), path)
+    state, tensors = _values_of(path), read_tensors(path)
+    try:
+        for name, tensor in tensors.items():
+            *parents, leaf = name.split(_SEPARATOR)
+            inner = state
+            for parent in parents:
+                inner = inner[parent]
+            inner[leaf] = tensor
+    except (KeyError, TypeError) as error:
+        raise damaged(path) from error
+    return state
 
 
 def _values_of(path: Path) -> dict[str, Any]:
@@ -141,20 +151,6 @@ def _values_of(path: Path) -> dict[str, Any]:
     except (KeyError, ValueError) as error:
         raise damaged(path) from error
     return values
-
-
-def _nested(state: dict[str, Any], tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
-    """Undoes `_tensors` and `_values`."""
-    try:
-        for name, tensor in tensors.items():
-            *parents, leaf = name.split(_SEPARATOR)
-            inner = state
-            for parent in parents:
-                inner = inner[parent]
-            inner[leaf] = tensor
-    except (KeyError, TypeError) as error:
-        raise damaged(path) from error
-    return state
 
 
 def _tensors(state: State, path: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..errors import ESDError
+from ..errors import ESDError, first_line
 
 # What CUDA's libraries say where a workspace could not be had, or no algorithm fits what is left.
 _LIBRARIES = r"ALLOC_FAILED|CUBLAS_STATUS_NOT_INITIALIZED|unable to find (an engine|a valid cudnn)"
@@ -31,7 +31,4 @@ def oom_as_error(way_out: str = TRAINING) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_oom(error):
             raise
-        lines = str(error).strip().splitlines()
-        raise ESDError(
-            f"out of memory ({lines[0] if lines else 'no more is known'}): {way_out}"
-        ) from error
+        raise ESDError(f"out of memory ({first_line(error)}): {way_out}") from error
