@@ -123,7 +123,7 @@ class Toy:
 
     @contextmanager
     def swapped(self, tensors):
-        before, self.gain = self.gain, tensors["gain"]
+        before, self.gain = self.gain, tensors.get("gain", self.gain)
         try:
             yield
         finally:

@@ -9,7 +9,6 @@ same way, and its own prediction is the target; the empty prompt's comes free wi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -42,16 +41,6 @@ class _Found:
     beside: list[Placed] = field(default_factory=list)
     free: list[Placed] = field(default_factory=list)
     evaluations: int = 0
-
-    @staticmethod
-    def sum(parts: Sequence[_Found]) -> _Found:
-        whole = _Found()
-        for part in parts:
-            whole.followed += part.followed
-            whole.beside += part.beside
-            whole.free += part.free
-            whole.evaluations += part.evaluations
-        return whole
 
 
 _AFTER_ANCHORS = _MANY
@@ -96,11 +85,10 @@ class Bank:
             ConfigError: the text encoder sees nothing in a concept.
         """
         self.denoiser, self.trajectory, self._size = denoiser, trajectory, size
-        self._source, self._sampling_batch, self._ranks = source, sampling_batch, ranks
+        self.source, self._sampling_batch, self._ranks = source, sampling_batch, ranks
         self._weigh = weigh or denoiser.prediction.loss_weight
-        empty = [term for term in source.terms if term.concept is None and not term.student]
-        self._empty = empty[0] if empty else None
-        self.preserving = source.preserving
+        preserving = (term for term in source.terms if term.concept is None)
+        self._empty = next((term for term in preserving if not term.student), None)
         self.prompts = prompts_of(source.terms)
         self._places = {prompt: place for place, prompt in enumerate(self.prompts)}
         self.conditioning = self._encoded()
@@ -122,17 +110,13 @@ class Bank:
 
     def _refuse_meaningless(self) -> None:
         context = self.conditioning.context
-        for term in self._source.terms:
+        for term in self.source.terms:
             concept = term.concept
             if concept is not None and torch.equal(context[self._places[concept]], context[0]):
                 raise ConfigError(
                     f'the concept "{concept}" encodes to the same tokens as the empty prompt: '
                     "name it in words that the text encoder knows"
                 )
-
-    def terms_of(self, index: int) -> RoundTerms:
-        """What round number `index` is for."""
-        return self._source.of_round(index)
 
     def rows(self, condition: Tensor) -> Conditioning:
         """What the student is given for samples of these prompts, on the device."""
@@ -150,23 +134,25 @@ class Bank:
             noise: the stream that the initial latents and the choice of states come from.
             student: its tensors, when trajectories are sampled on policy.
         """
-        terms = self.terms_of(index)
-        found = _Found.sum(self._ranks.gather(self._rollout_all(terms, noise, student)))
-        self.evaluations += found.evaluations
-        followed = Placed.in_order(found.followed)
-        lacking = (1 + self.preserving) * followed.erasing - len(followed)
+        own = self._rollout_all(self.source.of_round(index), noise, student or {})
+        found = self._ranks.gather(own)
+        self.evaluations += sum(part.evaluations for part in found)
+        beside = [one for part in found for one in part.beside]
+        free = [one for part in found for one in part.free]
+        followed = Placed.in_order([one for part in found for one in part.followed])
+        lacking = (1 + self.source.preserving) * followed.erasing - len(followed)
         parts = [followed]
-        if found.beside:
-            beside = Placed.in_order(found.beside)
-            share = min(round(_BESIDE * lacking) if found.free else lacking, len(beside))
-            parts.append(beside.subsample(share, noise))
+        if beside:
+            fresh = Placed.in_order(beside)
+            share = min(round(_BESIDE * lacking) if free else lacking, len(fresh))
+            parts.append(fresh.subsample(share, noise))
             lacking -= share
-        if found.free:
-            parts.append(Placed.in_order(found.free).subsample(lacking, noise))
+        if free:
+            parts.append(Placed.in_order(free).subsample(lacking, noise))
         return Samples.cat(parts)
 
     def _rollout_all(
-        self, terms: RoundTerms, noise: torch.Generator, student: Mapping[str, Weight] | None
+        self, terms: RoundTerms, noise: torch.Generator, student: Mapping[str, Weight]
     ) -> _Found:
         """This rank's share of the trajectories, from the noise that is drawn for all.
 
@@ -200,7 +186,7 @@ class Bank:
         schedule: Schedule,
         steps: range,
         found: _Found,
-        student: Mapping[str, Weight] | None = None,
+        student: Mapping[str, Weight],
         beside: Sequence[Sequence[Term]] = (),
     ) -> Tensor:
         """Adds to `found` what trajectories show that need as many predictions a step.
@@ -209,6 +195,7 @@ class Bank:
             followed: terms by trajectory, those that erase first.
             x: where they start. schedule: the levels of these steps.
             steps: their numbers in the whole trajectory.
+            student: its tensors, on policy, or none.
             beside: for each trajectory that erases, a preserving term for every step of the whole.
 
         Returns:
@@ -219,12 +206,14 @@ class Bank:
         columns = [self._conditions(prompts) for prompts in asked]
         erasing = sum(term.concept is not None for term in terms)
         trajectories, numbers = torch.tensor([*followed]), iter(steps)
+        weights = self.denoiser.parameters()
 
         def on_step(x: Tensor, sigma: float, predictions: Sequence[Tensor]) -> None:
             step = next(numbers)
             here = _places(len(columns), step, trajectories)
             found.evaluations += 0 if columns[0].guidance is None else len(x)  # that led here
-            with self._teacher(student):
+            # The teacher, also in the midst of the student's trajectory.
+            with self.denoiser.swapped({name: weights[name] for name in student}):
                 teacher = self._predict(x, sigma, columns, found) if student else predictions
                 found.evaluations += len(x) * len(predictions)
                 found.followed.append(Placed(here, self._samples(terms, x, sigma, teacher)))
@@ -237,7 +226,7 @@ class Bank:
                     samples = self._samples(fresh, seen, sigma, predicted)
                     found.beside.append(Placed(here[: len(fresh)], samples))
 
-        with self.denoiser.swapped(student) if student else nullcontext():
+        with self.denoiser.swapped(student):
             guiding = columns[:2] if student else columns
             guidance, together = self.trajectory.guidance, self._sampling_batch
             return sample(self.denoiser, x, guiding, schedule, guidance, on_step, together)
@@ -262,11 +251,9 @@ class Bank:
             return []
         of_empty = self._samples([self._empty] * len(terms), x, sigma, [predictions[1]])
         empty = Placed(places + _AFTER_ANCHORS, of_empty)
-        if not self._source.preserves_anchors:
-            return [empty]
-        rows = [i for i, t in enumerate(terms) if t.concept is not None and t.anchor != t.student]
-        rows = [i for i in rows if terms[i].anchor]
-        if not rows:
+        erasing = [i for i, term in enumerate(terms) if term.concept is not None]
+        rows = [i for i in erasing if terms[i].anchor not in ("", terms[i].student)]
+        if not (rows and self.source.preserves_anchors):
             return [empty]
         weight = self._empty.weight
         anchors = [Term(terms[i].anchor, terms[i].anchor, weight=weight) for i in rows]
@@ -276,13 +263,6 @@ class Bank:
 
     def _conditions(self, prompts: Sequence[str]) -> Conditioning:
         return self.rows(torch.tensor([self._places[prompt] for prompt in prompts]))
-
-    def _teacher(self, student: Mapping[str, Weight] | None) -> AbstractContextManager[None]:
-        """Inside, the network is the teacher, also in the midst of the student's trajectory."""
-        if not student:
-            return nullcontext()
-        teacher = self.denoiser.parameters()
-        return self.denoiser.swapped({name: teacher[name] for name in student})
 
     def _samples(
         self, terms: Sequence[Term], x: Tensor, sigma: float, predictions: Sequence[Tensor]

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from ..config.concepts import Concept
 from ..config.settings import AUTO, ErasureConfig
 from ..models.architectures import Architecture
-from .samples import preserved_part
+from .samples import batches_of
 from .templates import (
     ADJECTIVES,
     MEDIA,
@@ -116,8 +116,7 @@ class ContextTerms:
         self._config, self._draw = config, Draw(config, config.seed)
         self._count, self._turns = rounds, turns
         own = [text for text in config.contexts if text != AUTO]
-        self._own = own_role(own) if own else None
-        self._has_auto = AUTO in config.contexts
+        self._own = (own_role(own),) if own else ()
         self._roles = {concept: self._roles_of(concept) for concept in config.concepts}
         erased = [role for roles in self._roles.values() for role in roles]
         both = [without_names(role, config.concepts) for role in ROLES[""]]
@@ -161,9 +160,8 @@ class ContextTerms:
         return concept, tuple(self._template(role) for role in of_turn)
 
     def _roles_of(self, concept: Concept) -> tuple[Role, ...]:
-        auto = roles_of(concept) if self._has_auto else ()
-        roles = (*auto, self._own) if self._own else auto
-        return tuple(without_names(role, self._config.concepts) for role in roles)
+        auto = roles_of(concept) if AUTO in self._config.contexts else ()
+        return tuple(without_names(role, self._config.concepts) for role in (*auto, *self._own))
 
     def _template(self, role: Role) -> Template:
         """One of the role's, with words beside the concept."""
@@ -209,11 +207,9 @@ def term_source(config: ErasureConfig, architecture: Architecture) -> TermSource
     """What a run learns, round by round."""
     if not config.contexts:
         return LineTerms(config)
-    trajectory, training = config.trajectory, config.training
+    trajectory = config.trajectory
     samples = trajectory.count * trajectory.steps
-    part = preserved_part(training.batch_size, PRESERVING) if config.preserves else 0
-    share = training.batch_size - part
-    used = -(-training.steps // (samples // min(share, samples) * trajectory.reuse))
+    used = -(-config.training.steps // batches_of(config, samples, PRESERVING))
     fitting = ROOM // (4 * architecture.text_numbers)
     context = 2 * trajectory.count  # with the concept and without it
     turns = min(TURNS, trajectory.steps)

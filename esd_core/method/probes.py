@@ -103,17 +103,16 @@ class Probes:
         """
         self._denoiser, self._config, self._sampling_batch = denoiser, config, sampling_batch
         self._ranks = ranks
-        watched = watched_rollouts(config)
+        self._watched = watched_rollouts(config)
         self._states: dict[tuple[str, ...], _States] = {}
         rollouts = [term.rollout() for term in chain(*probed.values())]
-        asked = ranks.share([*dict.fromkeys([*rollouts, *watched])])
+        asked = ranks.share([*dict.fromkeys([*rollouts, *self._watched])])
         for width in sorted({len(prompts) for prompts in asked}):  # those are followed side by side
             alike = [prompts for prompts in asked if len(prompts) == width]
             most = sampling_batch or TRAJECTORIES * width * len(alike)
             together = max(1, most // (TRAJECTORIES * width))
             for start in range(0, len(alike), together):
                 self._record(alike[start : start + together])
-        self._watched = watched
         self._probed = self._telling(probed)
 
     def _record(self, asked: Sequence[tuple[str, ...]]) -> None:

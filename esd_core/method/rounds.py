@@ -17,29 +17,22 @@ class Rounds:
 
     Two random streams, `noise` (latents, choice of states) and `order` (shuffles), start from one
     seed.
+
+    Attributes:
+        next_index: of the round that will be sampled next.
     """
 
     def __init__(self, bank: Bank, batch_size: int, seed: int) -> None:
         self.bank, self._batch_size = bank, batch_size
         self._noise = torch.Generator().manual_seed(seed)
         self._order = torch.Generator().manual_seed(seed ^ 0x0DDE)
-        self._round = self._position = 0
+        self.next_index = self._position = 0
         self.samples: Samples | None = None
         self.batches = torch.empty(0, 0, dtype=torch.long)
 
     @property
-    def is_used_up(self) -> bool:
-        """Whether the next batch needs new trajectories first."""
-        return self.ready == 0
-
-    @property
-    def next_index(self) -> int:
-        """Of the round that will be sampled next."""
-        return self._round
-
-    @property
     def ready(self) -> int:
-        """Batches that are left of this round."""
+        """Batches that are left of this round; 0 where the next needs new trajectories first."""
         return len(self.batches) - self._position
 
     @property
@@ -49,7 +42,7 @@ class Rounds:
 
     def next_batch(self, student: Callable[[], Mapping[str, Weight]]) -> Samples:
         """student: makes its tensors, for trajectories on policy."""
-        if self.is_used_up:
+        if not self.ready:
             self._sample(student)
         assert self.samples is not None
         batch = self.samples.select(self.batches[self._position])
@@ -60,17 +53,17 @@ class Rounds:
     def _sample(self, student: Callable[[], Mapping[str, Weight]]) -> None:
         trajectory = self.bank.trajectory
         on_policy = student() if trajectory.source == "student" else None
-        self.samples = self.bank.sample_round(self._round, self._noise, on_policy)
+        self.samples = self.bank.sample_round(self.next_index, self._noise, on_policy)
         self.batches = self.samples.batches(
-            self._order, self._batch_size, trajectory.reuse, self.bank.preserving
+            self._order, self._batch_size, trajectory.reuse, self.bank.source.preserving
         )
-        self._round, self._position = self._round + 1, 0
+        self.next_index, self._position = self.next_index + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Samples are handed out as they are: they are replaced, and never written to."""
         samples = self.samples
         return {
-            "round": self._round,
+            "round": self.next_index,
             "position": self._position,
             "batches": self.batches,
             "samples": samples.tensors() | {"erasing": samples.erasing} if samples else {},
@@ -81,7 +74,7 @@ class Rounds:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """KeyError when a part is missing."""
-        self._round, self._position = state["round"], state["position"]
+        self.next_index, self._position = state["round"], state["position"]
         self.batches = state["batches"]
         self.samples = Samples(**state["samples"]) if state["samples"] else None
         self._noise.set_state(state["noise"])

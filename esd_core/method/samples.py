@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from ..config.settings import ErasureConfig
 from .shares import Alone
 
 
@@ -101,6 +102,13 @@ class Samples:
 def preserved_part(batch_size: int, preserving: int) -> int:
     """How many samples of a batch preserve, with so many for every one that erases."""
     return batch_size * preserving // (preserving + 1)
+
+
+def batches_of(config: ErasureConfig, erasing: int, preserving: int) -> int:
+    """How many `Samples.batches` makes of a round with so many samples that erase."""
+    batch = config.training.batch_size
+    share = batch - (preserved_part(batch, preserving) if config.preserves else 0)
+    return erasing // min(share, erasing) * config.trajectory.reuse
 
 
 @dataclass(frozen=True)

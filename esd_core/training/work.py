@@ -6,15 +6,14 @@ as well. Memory plans cost next to nothing, and are left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 
 from ..config.settings import ErasureConfig
 from ..method.contexts import probed, term_source
 from ..method.probes import STEPS, TRAJECTORIES, watched_rollouts
-from ..method.samples import preserved_part
-from ..method.terms import RoundTerms
+from ..method.samples import batches_of
+from ..method.terms import RoundTerms, TermSource
 from ..models.denoiser import Denoiser
 from .trainer import Trainer
 
@@ -46,49 +45,37 @@ def expected(config: ErasureConfig, denoiser: Denoiser, probe_interval: int) -> 
     terms = len([*chain(*probed(config).values())])
     probe = _states(config) * (terms + len(watched_rollouts(config)))
     source = term_source(config, denoiser.architecture)
-    leading = _leading(denoiser)
-    return _work(config, source.of_round, source.preserving, leading, probe, probe_interval)
+    return _work(config, source, _leading(denoiser), probe, probe_interval)
 
 
 def remaining(trainer: Trainer) -> Work:
     """What is left of a run."""
-    rounds, interval = trainer.rounds, trainer.probe_interval
-    at = Position(trainer.step, rounds.next_index, rounds.ready)
-    bank, probe = rounds.bank, trainer.probes.rows
-    leading = _leading(trainer.denoiser)
-    return _work(trainer.config, bank.terms_of, bank.preserving, leading, probe, interval, at)
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a run is: steps made, the next round's number, and batches left of the present one."""
-
-    step: int
-    round: int
-    ready: int
-
-
-_START = Position(0, 0, 0)
+    rounds, probe, interval = trainer.rounds, trainer.probes.rows, trainer.probe_interval
+    leading, source = _leading(trainer.denoiser), rounds.bank.source
+    at = {"step": trainer.step, "index": rounds.next_index, "ready": rounds.ready}
+    return _work(trainer.config, source, leading, probe, interval, **at)
 
 
 def _work(
     config: ErasureConfig,
-    terms_of: Callable[[int], RoundTerms],
-    preserving: int,
+    source: TermSource,
     leading: int,
     probe: int,
     interval: int,
-    at: Position = _START,
+    step: int = 0,
+    index: int = 0,
+    ready: int = 0,
 ) -> Work:
+    """step: those made. index: the next round's. ready: batches left of the present one."""
     steps = config.training.steps
-    index, to_draw, evaluated = at.round, steps - at.step - at.ready, 0
+    to_draw, evaluated = steps - step - ready, 0
     while to_draw > 0:
-        terms = terms_of(index)
+        terms = source.of_round(index)
         evaluated += _round_rows(terms, leading, config)
-        to_draw -= _batches(terms, preserving, config)
+        to_draw -= batches_of(config, config.trajectory.steps * terms.erasing, source.preserving)
         index += 1
-    probes = 1 + (steps // interval - at.step // interval if interval else 0)
-    return Work(evaluated + probes * probe, (steps - at.step) * config.training.batch_size)
+    probes = 1 + (steps // interval - step // interval if interval else 0)
+    return Work(evaluated + probes * probe, (steps - step) * config.training.batch_size)
 
 
 def _states(config: ErasureConfig) -> int:
@@ -105,10 +92,3 @@ def _round_rows(terms: RoundTerms, leading: int, config: ErasureConfig) -> int:
         for term in leading
     )
     return predicted + len(terms.beside)
-
-
-def _batches(terms: RoundTerms, preserving: int, config: ErasureConfig) -> int:
-    """As `Samples.batches` makes of that round."""
-    samples, batch = config.trajectory.steps * terms.erasing, config.training.batch_size
-    share = batch - (preserved_part(batch, preserving) if config.preserves else 0)
-    return samples // min(share, samples) * config.trajectory.reuse

@@ -44,7 +44,7 @@ def measured(
     for _ in range(pairs):
         sums = [0.0, 0.0]
         for _ in range(repeats):
-            if trainer.rounds.is_used_up:
+            if not trainer.rounds.ready:
                 trainer.take_step()  # samples, which is no part of a step
             sums[0] += seconds(trainer.take_step)
             sums[1] += seconds(bare.step)

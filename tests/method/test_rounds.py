@@ -56,13 +56,13 @@ def test_a_round_is_sampled_when_the_one_before_is_used_up(toy, settings):
     """2 trajectories of 3 steps erase, in halves of batches of 4."""
     model = toy({})
     rounds = rounds_of(model, settings())
-    assert rounds.is_used_up and rounds.batch_size == 0
+    assert not rounds.ready and rounds.batch_size == 0
     rows = []
     for _ in range(4):
         rounds.next_batch(untrained)
         rows.append(model.rows)
     assert rows == [12, 12, 12, 24]
-    assert not rounds.is_used_up and rounds.batch_size == 4
+    assert rounds.ready and rounds.batch_size == 4
 
 
 def test_a_state_that_lacks_a_part_is_told_by_it(toy, settings):
