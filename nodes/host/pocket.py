@@ -20,7 +20,6 @@ from torch import Tensor
 
 from ...esd_core.models.embedded import FLOW_SCALE, POCKET, POCKET_DIT, WEIGHTS
 from ...esd_core.models.keys import diffusers_to_canonical
-from ...esd_core.models.transformer_keys import POS_EMBED, transformer_parts
 from ...esd_core.storage.reading import read_tensors
 
 
@@ -127,8 +126,10 @@ def load_model(name: str, disable_dynamic: bool = False) -> comfy.model_patcher.
     """MODEL. `disable_dynamic` is what the host asks for when it wants a copy of its own."""
     register()
     only_newer_hosts_know = {"disable_dynamic": True} if disable_dynamic else {}
+    # The host knows diffusers' names of a transformer by itself.
+    state = _unet_state() if name == POCKET else _tensors("transformer", _NETWORK)
     model = comfy.sd.load_diffusion_model_state_dict(
-        _STATES[name](), model_options={"dtype": torch.float32}, **only_newer_hosts_know
+        state, model_options={"dtype": torch.float32}, **only_newer_hosts_know
     )
     model.cached_patcher_init = (load_model, (name,))
     return model
@@ -137,15 +138,6 @@ def load_model(name: str, disable_dynamic: bool = False) -> comfy.model_patcher.
 def _unet_state() -> dict[str, Tensor]:
     names = diffusers_to_canonical(_UNET)
     return {names[name]: tensor for name, tensor in _tensors("unet", _NETWORK).items()}
-
-
-def _transformer_state() -> dict[str, Tensor]:
-    own = _tensors("transformer", _NETWORK)
-    state = {name: part.joined(own) for name, part in transformer_parts(_TRANSFORMER).items()}
-    return state | {POS_EMBED: own[f"{POS_EMBED}.{POS_EMBED}"]}
-
-
-_STATES = {POCKET: _unet_state, POCKET_DIT: _transformer_state}
 
 
 def load_clip() -> comfy.sd.CLIP:
@@ -200,7 +192,6 @@ def load_vae() -> comfy.sd.VAE:
         "ch_mult": [width // widths[0] for width in widths],
         "num_res_blocks": _VAE["layers_per_block"],
         "attn_resolutions": [],
-        "dropout": 0.0,
     }
     params = {"ddconfig": config, "embed_dim": _VAE["latent_channels"]}
     return comfy.sd.VAE(sd=state, config={"params": params})
