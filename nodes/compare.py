@@ -37,21 +37,12 @@ class ESDCompare(io.ComfyNode):
                 "forgotten, and what else went with it. The pictures are those of KSampler."
             ),
             is_output_node=True,
-            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[*_models(), *_widgets()],
             outputs=[
-                io.Image.Output(
-                    "grid", "grid", tooltip="All pictures with labels, a row a prompt."
-                ),
-                io.Image.Output(
-                    "originals", "originals", tooltip="The original's pictures, as a batch."
-                ),
-                io.Image.Output(
-                    "erased_images",
-                    "erased_images",
-                    tooltip="The erased model's, in the same order.",
-                ),
-                io.String.Output("report", "report", tooltip="How far each picture has moved."),
+                io.Image.Output("grid", tooltip="All pictures with labels, a row a prompt."),
+                io.Image.Output("originals", tooltip="The original's pictures, as a batch."),
+                io.Image.Output("erased_images", tooltip="The erased model's, in the same order."),
+                io.String.Output("report", tooltip="How far each picture has moved."),
             ],
         )
 

@@ -7,12 +7,11 @@ from typing import Any
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..esd_core.errors import ESDError
 from .host import erased, folders
 from .host.progress import told
 from .schema import schema
 from .types import Erased
-from .widgets import plain_errors
+from .widgets import plain_errors, verdict
 
 
 class ESDLoadErased(io.ComfyNode):
@@ -27,7 +26,6 @@ class ESDLoadErased(io.ComfyNode):
                 "official code's esd-*.safetensors, LECO files and other LoRAs. Several nodes in a "
                 "row add up."
             ),
-            is_output_node=False,
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The model to erase from."),
@@ -49,9 +47,8 @@ class ESDLoadErased(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output("erased", "erased", tooltip="The model with the change applied."),
+                io.Model.Output("erased", tooltip="The model with the change applied."),
                 Erased.Output(
-                    "erasure",
                     "erasure",
                     tooltip="The change alone, at strength 1, for ESD Save Erased: to convert the "
                     "file.",
@@ -61,12 +58,7 @@ class ESDLoadErased(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file: str) -> bool | str:
-        try:
-            with plain_errors():
-                folders.lora_path(file)
-        except ESDError as error:
-            return str(error)
-        return True
+        return verdict(folders.lora_path, file)
 
     @classmethod
     def fingerprint_inputs(cls, file: str, **_: Any) -> str:

@@ -34,9 +34,9 @@ class ESDLoadPocket(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output("model", "model", tooltip="A UNet or a transformer."),
-                io.Clip.Output("clip", "clip", tooltip="SDXL's two text encoders in miniature."),
-                io.Vae.Output("vae", "vae", tooltip="Its own autoencoder."),
+                io.Model.Output("model", tooltip="A UNet or a transformer."),
+                io.Clip.Output("clip", tooltip="SDXL's two text encoders in miniature."),
+                io.Vae.Output("vae", tooltip="Its own autoencoder."),
             ],
         )
 

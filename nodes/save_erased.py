@@ -6,14 +6,13 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..esd_core.errors import ESDError
 from ..esd_core.files.erasure import Erasure
 from ..esd_core.files.formats import FORMATS, WRITTEN
 from .host import folders, saving
 from .host.progress import told
 from .schema import schema
 from .types import Erased
-from .widgets import plain_errors
+from .widgets import plain_errors, verdict
 
 
 class ESDSaveErased(io.ComfyNode):
@@ -66,16 +65,12 @@ class ESDSaveErased(io.ComfyNode):
                     "file. The node says how much is kept.",
                 ),
             ],
-            outputs=[io.String.Output("path", "path", tooltip="Where it was written.")],
+            outputs=[io.String.Output("path", tooltip="Where it was written.")],
         )
 
     @classmethod
     def validate_inputs(cls, filename_prefix: str) -> bool | str:
-        try:
-            folders.check_prefix(filename_prefix)
-        except ESDError as error:
-            return str(error)
-        return True
+        return verdict(folders.check_prefix, filename_prefix)
 
     @classmethod
     def execute(

@@ -17,7 +17,12 @@ SEARCHED = [
 
 
 def schema(**given: Any) -> io.Schema:
-    """io.Schema without the properties that this host has no field for."""
+    """io.Schema without the properties that this host has no field for.
+
+    Outputs have their ids for names: of one without a name, the host shows the type.
+    """
+    for output in given["outputs"]:
+        output.display_name = output.id
     known = {field.name for field in fields(io.Schema)}
     own = {"category": CATEGORY, "search_aliases": SEARCHED} | given
     return io.Schema(**{name: value for name, value in own.items() if name in known})

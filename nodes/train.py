@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..esd_core.config.settings import AUTO, ErasureConfig
-from ..esd_core.errors import ESDError, counted
+from ..esd_core.errors import counted
 from ..esd_core.files.metadata import Key
 from ..esd_core.training.collapse import collapse
 from ..esd_core.training.endings import ENDINGS
@@ -20,7 +20,7 @@ from .host.model import preset
 from .schema import schema
 from .train_options import Options
 from .types import Erased, Loss, TrainOptions
-from .widgets import OWN_DEFAULTS, by_widget, input_id, plain_errors, settings, widget
+from .widgets import OWN_DEFAULTS, by_widget, input_id, plain_errors, settings, verdict, widget
 
 WIDGETS = (
     *("concepts", "preserve", "method", "training.steps", "training.learning_rate"),
@@ -67,18 +67,12 @@ class ESDTrain(io.ComfyNode):
                     tooltip="The VAE of the same checkpoint: with it, previews are true pictures.",
                 ),
             ],
-            # The second name is what older hosts show: without one, the type.
             outputs=[
-                io.Model.Output("erased", "erased", tooltip="The model with the concepts erased."),
-                Erased.Output(
-                    "erasure", "erasure", tooltip="The change alone, for ESD Save Erased."
-                ),
-                Loss.Output("loss", "loss", tooltip="For the stock node Plot Loss Graph."),
+                io.Model.Output("erased", tooltip="The model with the concepts erased."),
+                Erased.Output("erasure", tooltip="The change alone, for ESD Save Erased."),
+                Loss.Output("loss", tooltip="For the stock node Plot Loss Graph."),
+                io.String.Output("report", tooltip="What came of it: what is left, what moved."),
                 io.String.Output(
-                    "report", "report", tooltip="What came of it: what is left, what moved."
-                ),
-                io.String.Output(
-                    "history",
                     "history",
                     tooltip="The last runs, one a line, and the stopped ones that can go on.",
                 ),
@@ -94,12 +88,7 @@ class ESDTrain(io.ComfyNode):
         """
         if concepts is None:
             return True
-        try:
-            with plain_errors():
-                ErasureConfig.from_mapping(settings({"concepts": concepts}))
-        except ESDError as error:
-            return str(error)
-        return True
+        return verdict(lambda: ErasureConfig.from_mapping(settings({"concepts": concepts})))
 
     @classmethod
     def fingerprint_inputs(cls, filename_prefix: str | None = None, **_: Any) -> int:

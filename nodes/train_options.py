@@ -9,10 +9,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..esd_core.config.settings import ErasureConfig
-from ..esd_core.errors import ESDError
 from .schema import schema
 from .types import TrainOptions
-from .widgets import plain_errors, settings, widget
+from .widgets import plain_errors, settings, verdict, widget
 
 WIDGETS = (
     *("trajectory.source", "trajectory.steps", "trajectory.guidance", "trajectory.count"),
@@ -60,20 +59,14 @@ class ESDTrainOptions(io.ComfyNode):
                 ),
                 *map(_widget, LATER),
             ],
-            outputs=[TrainOptions.Output("options", "options", tooltip="For ESD Train.")],
+            outputs=[TrainOptions.Output("options", tooltip="For ESD Train.")],
         )
 
     @classmethod
     def validate_inputs(cls, gradient_checkpointing: bool | str) -> bool | str:
         """Named, so that the host does not look: it was a switch in workflows of version 0.1."""
-        try:
-            with plain_errors():
-                ErasureConfig.from_mapping(
-                    {"concepts": ["any"], "training.gradient_checkpointing": gradient_checkpointing}
-                )
-        except ESDError as error:
-            return str(error)
-        return True
+        asked = {"concepts": ["any"], "training.gradient_checkpointing": gradient_checkpointing}
+        return verdict(ErasureConfig.from_mapping, asked)
 
     @classmethod
     def execute(cls, resume: bool, **values: Any) -> io.NodeOutput:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -137,6 +137,16 @@ def plain_errors(node: str | None = None) -> Iterator[None]:
         error.args = (without_folders(by_widget(str(error))),)
         say(str(error), node)
         raise
+
+
+def verdict(check: Callable[..., object], *values: Any) -> bool | str:
+    """What a node's `validate_inputs` says: True, or why `check` refuses the values."""
+    try:
+        with plain_errors():
+            check(*values)
+    except ESDError as error:
+        return str(error)
+    return True
 
 
 def by_widget(text: str) -> str:
