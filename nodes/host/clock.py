@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 _TRAINED_ROW = 3.0
 """What a trained row takes, in evaluations, until the first has been timed: forward, and back."""
@@ -16,13 +15,12 @@ class Clock:
     of it was read.
     """
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._now = now
+    def __init__(self) -> None:
         self.left = {False: 0, True: 0}
         """Rows to come, by whether they are trained on."""
         self._done = {False: 0, True: 0}
         self._seconds = {False: 0.0, True: 0.0}
-        self._kind, self._since = False, now()
+        self._kind, self._since = False, time.monotonic()
 
     def expect(self, evaluations: int, trained: int) -> None:
         """The rows that are left from here on."""
@@ -34,10 +32,6 @@ class Clock:
         self._kind = is_trained
         self._done[is_trained] += rows
         self.left[is_trained] = max(0, self.left[is_trained] - rows)
-
-    def restart(self) -> None:
-        """What was done until here, planning for example, was no work of the network."""
-        self._since = self._now()
 
     @property
     def share_done(self) -> float:
@@ -56,7 +50,7 @@ class Clock:
         return self.left[False] * row + self.left[True] * trained
 
     def _note(self) -> None:
-        now = self._now()
+        now = time.monotonic()
         self._seconds[self._kind] += now - self._since
         self._since = now
 

@@ -69,7 +69,8 @@ class NodeEvents:
         self._bar, self._clock, self._said = comfy.utils.ProgressBar(_BAR), Clock(), 0.0
         self._pictures: list[Image.Image] = []
         self._doing = f"{plan};\nrecording what the model predicts"
-        self._interval = config.training.probe_interval or _interval(config.training.steps)
+        training = config.training
+        self._interval = training.probe_interval or max(1, training.steps // _PROBES)
         work = expected(config, denoiser, self._interval)
         self._expect(work, 0, recording_rows(config, denoiser))
         denoiser.on_rows = self._on_rows
@@ -91,7 +92,7 @@ class NodeEvents:
         self._live.show(step=step, total=total, concepts=[*map(str, self._config.concepts)])
         self._say()
         if self._config.training.preview_every:
-            self._show({}, 0)
+            self.on_preview(0, {})
 
     def on_step(self, progress: Progress) -> None:
         self._doing = f"step {progress.step} of {progress.total}, loss {progress.loss:.4g}"
@@ -105,16 +106,6 @@ class NodeEvents:
         self._say()
 
     def on_preview(self, step: int, student: Mapping[str, Weight]) -> None:
-        self._show(student, step)
-
-    def on_save(self, step: int, path: Path) -> None:
-        size = megabytes(path.stat().st_size)
-        self._live.parting = (
-            f"the state of step {step} ({size}) is in {shown(path)};\n"
-            "to go on with it, queue the same again; it is removed when the run is done"
-        )
-
-    def _show(self, student: Mapping[str, Weight], step: int) -> None:
         try:
             picture = self._previewer.draw(student, self._sampling_batch)
         except InterruptProcessingException:
@@ -131,6 +122,13 @@ class NodeEvents:
         small = picture.copy()
         small.thumbnail((_EDGE, _EDGE))
         self._live.show(picture={"step": step, "image": as_address(small)})
+
+    def on_save(self, step: int, path: Path) -> None:
+        size = megabytes(path.stat().st_size)
+        self._live.parting = (
+            f"the state of step {step} ({size}) is in {shown(path)};\n"
+            "to go on with it, queue the same again; it is removed when the run is done"
+        )
 
     def _on_rows(self, rows: int, is_trained: bool) -> None:
         self._clock.count(rows, is_trained)
@@ -152,10 +150,6 @@ class NodeEvents:
         every, steps = self._config.training.preview_every, self._config.training.steps
         drawn = 2 + (steps - 1) // every - step // every if every else 0
         self._clock.expect(work.evaluated + recording + self._previewer.rows * drawn, work.trained)
-
-
-def _interval(steps: int) -> int:
-    return max(1, steps // _PROBES)
 
 
 def _row(pictures: list[Image.Image]) -> Image.Image:
