@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 
 from ...esd_core.errors import FileError
@@ -18,12 +19,8 @@ def find(prefix: str, run: str, steps: int) -> Path | None:
     Those of the prefix come first, the newest before all, then any below output/loras.
     """
     own = folders.numbered_files(folders.LORAS, prefix)
-    return next((path for path in _all(own) if _is_made_by(path, run, steps)), None)
-
-
-def _all(own: Iterator[Path]) -> Iterator[Path]:
-    yield from own
-    yield from folders.written_files(folders.LORAS)
+    paths = chain(own, folders.written_files(folders.LORAS))
+    return next((path for path in paths if _is_made_by(path, run, steps)), None)
 
 
 def _is_made_by(path: Path, run: str, steps: int) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 from weakref import WeakSet
 
-from comfy.model_management import InterruptProcessingException
+from comfy.model_management import InterruptProcessingException, processing_interrupted
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer, web
@@ -64,6 +64,13 @@ class LiveRun:
             return ";\n".join(filter(None, (str(error), self.parting)))
         is_cancel = isinstance(error, InterruptProcessingException)
         return self.parting or ("cancelled before its first step" if is_cancel else _FAILED)
+
+    def should_stop(self) -> bool:
+        """Asked before every step; the host may also raise in the midst of one."""
+        return bool(processing_interrupted())
+
+    def should_finish(self) -> bool:
+        return self.is_to_finish
 
     def say(self, text: str) -> None:
         """Text on the node. Nodes 2.0 join its lines: it should read without their ends, too."""

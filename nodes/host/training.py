@@ -17,7 +17,6 @@ import comfy.sd
 from comfy.cli_args import args
 from comfy.model_management import (
     InterruptProcessingException,
-    processing_interrupted,
     throw_exception_if_processing_interrupted,
 )
 
@@ -89,7 +88,6 @@ def train(
         ESDError: an input does not fit.
         InterruptProcessingException: on Cancel; the state is saved.
     """
-    folders.check_prefix(prefix)
     kind = architecture(model)
     refuse_quantised(model)
     refuse_split(model)
@@ -97,7 +95,9 @@ def train(
     texts = Texts(clip)
     with oom_as_error("free more of the device for the text encoders, or take a smaller model"):
         texts.learn(encoded_prompts(config, kind), partial(_tell, live, "encoding prompt"))
-    with oom_as_error(), borrowed(model, config.training.precision, _needed(model)) as own:
+    # On an accelerator everything else makes room; on the CPU there is nowhere to go.
+    needed = 0 if comfy.model_management.is_device_cpu(model.load_device) else _EVERYTHING
+    with oom_as_error(), borrowed(model, config.training.precision, needed) as own:
         denoiser = HostDenoiser(own, texts)
         course = _course(config, denoiser, texts)
         run = _digest([course, {n: v for n, v in config.flat().items() if n not in _REPORTING}])
@@ -149,23 +149,10 @@ def _state(course: str, config: ErasureConfig, resume: bool) -> tuple[Path, tupl
     return states.new_file(course, config), tuple(notes)
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """Asked before every step; the host may also raise in the midst of one."""
-
-    live: LiveRun
-
-    def should_stop(self) -> bool:
-        return bool(processing_interrupted())
-
-    def should_finish(self) -> bool:
-        return self.live.is_to_finish
-
-
 def _train(trainer: Trainer, events: NodeEvents, live: LiveRun) -> Result:
     events.on_start(trainer)
     try:
-        outcome = trainer.run(events, _Asked(live))
+        outcome = trainer.run(events, live)
     except BaseException as error:
         is_cancel = isinstance(error, InterruptProcessingException)
         runs.remember(trainer, "stopped" if is_cancel else "failed")
@@ -222,12 +209,3 @@ def _course(config: ErasureConfig, denoiser: HostDenoiser, texts: Texts) -> str:
 
 def _digest(values: Sequence[object]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-# -- memory ------------------------------------------------------------------------------------
-
-
-def _needed(model: comfy.model_patcher.ModelPatcher) -> float:
-    """On an accelerator everything else makes room; on the CPU there is nowhere to go."""
-    is_cpu = comfy.model_management.is_device_cpu(model.load_device)
-    return 0 if is_cpu else _EVERYTHING
