@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import comfy.model_base
-import comfy.model_patcher
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
@@ -19,6 +18,7 @@ from comfy.ldm.cosmos.predict2 import MiniTrainDIT
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from comfy.model_management import get_free_memory, throw_exception_if_processing_interrupted
+from comfy.model_patcher import ModelPatcher
 from einops import rearrange
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -54,7 +54,7 @@ class HostDenoiser:
     other patches of attention): those come back when the result is sampled.
     """
 
-    def __init__(self, model: comfy.model_patcher.ModelPatcher, texts: Texts) -> None:
+    def __init__(self, model: ModelPatcher, texts: Texts) -> None:
         self.model, self.texts = model, texts
         self.architecture = architecture(model)
         self.device: torch.device = model.load_device

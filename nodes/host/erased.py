@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import comfy.float
-import comfy.model_patcher
 import torch
+from comfy.model_patcher import ModelPatcher
 
 from ...esd_core.errors import counted
 from ...esd_core.files.apply import check_fits
@@ -35,7 +35,7 @@ class Loaded:
         told: what is to be said of it.
     """
 
-    model: comfy.model_patcher.ModelPatcher
+    model: ModelPatcher
     erasure: Erasure | None
     told: str
 
@@ -56,7 +56,7 @@ class _Layer:
         return name.casefold() in map(str.casefold, self.concepts)
 
 
-def load(model: comfy.model_patcher.ModelPatcher, path: Path, strength: float) -> Loaded:
+def load(model: ModelPatcher, path: Path, strength: float) -> Loaded:
     """MODEL with the file's change at that strength.
 
     Reads what `open_source` does, and what else the host reads as a LoRA.
@@ -96,8 +96,8 @@ def _again(below: tuple[_Layer, ...], layer: _Layer) -> list[str]:
 
 
 def _erased(
-    model: comfy.model_patcher.ModelPatcher, base: Base, erasure: Erasure, strength: float
-) -> tuple[comfy.model_patcher.ModelPatcher, list[str]]:
+    model: ModelPatcher, base: Base, erasure: Erasure, strength: float
+) -> tuple[ModelPatcher, list[str]]:
     """MODEL with the erasure, and notes, of which some are ""."""
     notes = [check_fits(erasure, base), _stacked(model, erasure)]
     changed = erased(model, erasure.tensors, strength)
@@ -106,7 +106,7 @@ def _erased(
     return changed, notes
 
 
-def _stacked(model: comfy.model_patcher.ModelPatcher, erasure: Erasure) -> str:
+def _stacked(model: ModelPatcher, erasure: Erasure) -> str:
     """Says so when something else on the MODEL changes the same layers."""
     change = erasure.change()
     shared = sum(f"{PREFIX}{name}" in model.patches for name in change)

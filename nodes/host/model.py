@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import comfy.model_base
-import comfy.model_patcher
 import comfy.model_sampling
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...esd_core.errors import ConfigError, ESDError, counted
@@ -18,7 +18,7 @@ from . import pocket
 _SCALES = ("scale_weight", "weight_scale", "scale_input", "input_scale")
 
 
-def architecture(model: comfy.model_patcher.ModelPatcher) -> Architecture:
+def architecture(model: ModelPatcher) -> Architecture:
     """ESDError for a MODEL that cannot be trained."""
     inner = model.model
     is_unet = isinstance(getattr(inner, "diffusion_model", None), UNetModel)
@@ -32,7 +32,7 @@ def architecture(model: comfy.model_patcher.ModelPatcher) -> Architecture:
     return found
 
 
-def _unet(model: comfy.model_patcher.ModelPatcher) -> Architecture | None:
+def _unet(model: ModelPatcher) -> Architecture | None:
     inner = model.model
     takes_sizes = isinstance(inner, comfy.model_base.SDXL)
     width = inner.model_config.unet_config["context_dim"]
@@ -43,7 +43,7 @@ def _unet(model: comfy.model_patcher.ModelPatcher) -> Architecture | None:
     return found if takes_sizes or is_known else None
 
 
-def _transformer(model: comfy.model_patcher.ModelPatcher) -> Architecture | None:
+def _transformer(model: ModelPatcher) -> Architecture | None:
     inner = model.model
     configs = [kind.__name__ for kind in type(inner.model_config).__mro__]
     found = by_host(configs, type(inner).__name__)
@@ -67,9 +67,7 @@ _OLDER_RATIOS = {48: 16}
 """Pixels a latent by channels, other than 8, where the host does not tell: Wan 2.2 alone."""
 
 
-def latent_shape(
-    model: comfy.model_patcher.ModelPatcher, width: int, height: int
-) -> tuple[int, ...]:
+def latent_shape(model: ModelPatcher, width: int, height: int) -> tuple[int, ...]:
     """(channels, height, width) of a picture's latents, or (channels, 1, height, width)."""
     form = model.get_model_object("latent_format")
     factor = getattr(form, "spacial_downscale_ratio", _OLDER_RATIOS.get(form.latent_channels, 8))
@@ -79,13 +77,13 @@ def latent_shape(
     return form.latent_channels, *frames, height // factor, width // factor
 
 
-def preset(model: comfy.model_patcher.ModelPatcher, method: str) -> str:
+def preset(model: ModelPatcher, method: str) -> str:
     """The preset that serves this MODEL and method; ESDError for a MODEL that cannot be trained."""
     kind = architecture(model)
     return pocket.name_of(model) or kind.preset_for(method, takes_guidance(model))
 
 
-def cfg(model: comfy.model_patcher.ModelPatcher) -> float:
+def cfg(model: ModelPatcher) -> float:
     """What pictures of such a MODEL are drawn with; of those that cannot be trained, as SDXL's."""
     try:
         kind = architecture(model)
@@ -96,7 +94,7 @@ def cfg(model: comfy.model_patcher.ModelPatcher) -> float:
     return GUIDANCE if pocket.name_of(model) else kind.cfg
 
 
-def takes_guidance(model: comfy.model_patcher.ModelPatcher) -> bool:
+def takes_guidance(model: ModelPatcher) -> bool:
     """Whether guidance is an input of the network, as of distilled models."""
     return _GUIDANCE_INPUT in parameters(model)
 
@@ -105,7 +103,7 @@ _GUIDANCE_INPUT = "guidance_in.in_layer.weight"
 """By which the host tells it too."""
 
 
-def context_width(model: comfy.model_patcher.ModelPatcher) -> int | None:
+def context_width(model: ModelPatcher) -> int | None:
     """Of the text states that the network attends to; None where it does not tell."""
     inner = model.model
     if isinstance(inner.diffusion_model, UNetModel):
@@ -115,14 +113,14 @@ def context_width(model: comfy.model_patcher.ModelPatcher) -> int | None:
     return inner.diffusion_model.get_submodule(layer).weight.shape[1] if layer else None
 
 
-def prediction(model: comfy.model_patcher.ModelPatcher) -> Prediction:
+def prediction(model: ModelPatcher) -> Prediction:
     """The form of the network's output."""
     form = _form(model)
     assert form, "`architecture` refuses others"
     return form
 
 
-def _form(model: comfy.model_patcher.ModelPatcher) -> Prediction | None:
+def _form(model: ModelPatcher) -> Prediction | None:
     """None for one in which the direction is not what the network predicts."""
     sampling = model.get_model_object("model_sampling")
     return next((form for kind, form in _FORMS.items() if isinstance(sampling, kind)), None)
@@ -138,12 +136,12 @@ _FORMS: dict[type, Prediction | None] = {
 """By the host's classes, the nearest first."""
 
 
-def parameters(model: comfy.model_patcher.ModelPatcher) -> dict[str, Tensor]:
+def parameters(model: ModelPatcher) -> dict[str, Tensor]:
     """The network's tensors as they are now, by canonical name."""
     return dict(model.model.diffusion_model.named_parameters())
 
 
-def refuse_split(model: comfy.model_patcher.ModelPatcher) -> None:
+def refuse_split(model: ModelPatcher) -> None:
     """ESDError for a MODEL with copies of itself on other GPUs, which would not learn with it."""
     if model.get_additional_models_with_key("multigpu"):
         raise ESDError(
@@ -153,7 +151,7 @@ def refuse_split(model: comfy.model_patcher.ModelPatcher) -> None:
         )
 
 
-def refuse_quantised(model: comfy.model_patcher.ModelPatcher) -> None:
+def refuse_quantised(model: ModelPatcher) -> None:
     """ESDError when weights are held in a form that gradients cannot reach."""
     for name, tensor in parameters(model).items():
         plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import comfy.lora
 import comfy.lora_convert
-import comfy.model_patcher
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...esd_core.errors import FileError
@@ -14,9 +14,7 @@ from ...esd_core.files.adapters import part_of
 from ...esd_core.models.keys import PREFIX
 
 
-def patched(
-    model: comfy.model_patcher.ModelPatcher, tensors: Mapping[str, Tensor], strength: float
-) -> comfy.model_patcher.ModelPatcher:
+def patched(model: ModelPatcher, tensors: Mapping[str, Tensor], strength: float) -> ModelPatcher:
     """A clone with the change of a LoRA-like file added, as the stock loaders add it.
 
     Args:
@@ -28,9 +26,7 @@ def patched(
     return _added(model, tensors, comfy.lora.model_lora_keys_unet(model.model, {}), strength)
 
 
-def erased(
-    model: comfy.model_patcher.ModelPatcher, tensors: Mapping[str, Tensor], strength: float
-) -> comfy.model_patcher.ModelPatcher:
+def erased(model: ModelPatcher, tensors: Mapping[str, Tensor], strength: float) -> ModelPatcher:
     """As `patched`, of an erasure's tensors, whose names need no search among all kinds."""
     parts = filter(None, map(part_of, tensors))
     keys = {f"{PREFIX}{module}": f"{PREFIX}{module}.weight" for module, _ in parts}
@@ -39,11 +35,11 @@ def erased(
 
 
 def _added(
-    model: comfy.model_patcher.ModelPatcher,
+    model: ModelPatcher,
     tensors: Mapping[str, Tensor],
     keys: Mapping[str, str],
     strength: float,
-) -> comfy.model_patcher.ModelPatcher:
+) -> ModelPatcher:
     clone = model.clone()
     if strength == 0:
         return clone

@@ -8,7 +8,6 @@ from typing import Any
 
 import comfy.latent_formats
 import comfy.model_base
-import comfy.model_patcher
 import comfy.sd
 import comfy.sdxl_clip
 import comfy.supported_models
@@ -16,6 +15,7 @@ import comfy.supported_models_base
 import folder_paths
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import Timestep
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...esd_core.models.embedded import FLOW_SCALE, POCKET, POCKET_DIT, WEIGHTS
@@ -109,7 +109,7 @@ KINDS = {POCKET: PocketSDXL, POCKET_DIT: PocketSD3}
 """The embedded models, by name."""
 
 
-def name_of(model: comfy.model_patcher.ModelPatcher) -> str | None:
+def name_of(model: ModelPatcher) -> str | None:
     """The embedded model that a MODEL is."""
     kind = type(model.model.model_config)
     return next((name for name, own in KINDS.items() if own is kind), None)
@@ -122,7 +122,7 @@ def register() -> None:
             comfy.supported_models.models.insert(0, kind)
 
 
-def load_model(name: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+def load_model(name: str, disable_dynamic: bool = False) -> ModelPatcher:
     """MODEL. `disable_dynamic` is what the host asks for when it wants a copy of its own."""
     register()
     only_newer_hosts_know = {"disable_dynamic": True} if disable_dynamic else {}

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
-import comfy.model_patcher
 import comfy.sample
 import comfy.samplers
 import comfy.sd
 import comfy.utils
 import torch
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from .model import latent_shape
@@ -42,7 +42,7 @@ def encode(clip: comfy.sd.CLIP, prompt: str) -> Any:
 
 
 def draw(
-    model: comfy.model_patcher.ModelPatcher,
+    model: ModelPatcher,
     vae: comfy.sd.VAE,
     positive: Any,
     negative: Any,

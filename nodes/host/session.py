@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import comfy.model_management
-import comfy.model_patcher
 import comfy.ops
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ...esd_core.errors import ESDError
@@ -26,8 +26,8 @@ _WHOLE = (
 
 @contextmanager
 def borrowed(
-    model: comfy.model_patcher.ModelPatcher, precision: str = "auto", needed: float = 0
-) -> Iterator[comfy.model_patcher.ModelPatcher]:
+    model: ModelPatcher, precision: str = "auto", needed: float = 0
+) -> Iterator[ModelPatcher]:
     """A clone of MODEL whose UNet can be differentiated; outside, everything is as it was.
 
     Upstream patches are in its weights. The host runs nodes in inference mode, whose tensors no
@@ -63,13 +63,13 @@ def borrowed(
             clone.cleanup()
 
 
-def compute_dtype(model: comfy.model_patcher.ModelPatcher) -> torch.dtype:
+def compute_dtype(model: ModelPatcher) -> torch.dtype:
     """What the UNet computes in."""
     dtype: torch.dtype | None = model.get_model_object("manual_cast_dtype")
     return dtype or model.model.get_dtype()
 
 
-def _clone(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
+def _clone(model: ModelPatcher) -> ModelPatcher:
     """A clone that keeps its weights on the device, also where the host would stream them."""
     if not (hasattr(model, "is_dynamic") and model.is_dynamic()):  # older hosts have no such thing
         return model.clone()

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management
-import comfy.model_patcher
 import comfy.sd
 from comfy.cli_args import args
 from comfy.model_management import (
     InterruptProcessingException,
     throw_exception_if_processing_interrupted,
 )
+from comfy.model_patcher import ModelPatcher
 
 from ...esd_core.config.settings import ErasureConfig
 from ...esd_core.errors import ESDError
@@ -67,7 +67,7 @@ class Trained:
 
 
 def train(
-    model: comfy.model_patcher.ModelPatcher,
+    model: ModelPatcher,
     clip: comfy.sd.CLIP,
     config: ErasureConfig,
     prefix: str,
@@ -118,7 +118,7 @@ def train(
     return trained
 
 
-def _refuse_too_late(model: comfy.model_patcher.ModelPatcher, config: ErasureConfig) -> None:
+def _refuse_too_late(model: ModelPatcher, config: ErasureConfig) -> None:
     """ESDError for same bits each time where the host has not asked for them at its start."""
     is_cpu = comfy.model_management.is_device_cpu(model.load_device)
     if config.training.deterministic and not (is_cpu or args.deterministic):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import comfy.model_base
-import comfy.model_patcher
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...esd_core.files.base import Base
@@ -15,14 +15,14 @@ from ...esd_core.models.structure import unet_config
 from .model import architecture, parameters
 
 
-def base_of(model: comfy.model_patcher.ModelPatcher) -> Base:
+def base_of(model: ModelPatcher) -> Base:
     """What files are held against. Its weights are those that the loader has read, also while the
     host has patches worked into them."""
     kind = architecture(model)
     return Base(kind, diffusers_config(model), unpatched(model))
 
 
-def unpatched(model: comfy.model_patcher.ModelPatcher) -> dict[str, Tensor]:
+def unpatched(model: ModelPatcher) -> dict[str, Tensor]:
     """By canonical name. The host keeps aside what it works a patch into."""
     found = parameters(model)
     aside = {key: kept.weight for key, kept in model.backup.items()}
@@ -34,7 +34,7 @@ def unpatched(model: comfy.model_patcher.ModelPatcher) -> dict[str, Tensor]:
     return found
 
 
-def diffusers_config(model: comfy.model_patcher.ModelPatcher) -> dict[str, Any]:
+def diffusers_config(model: ModelPatcher) -> dict[str, Any]:
     """The config of the UNet2DConditionModel that has this MODEL's weights; {} of a transformer."""
     if not architecture(model).is_unet:
         return {}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import comfy.model_patcher
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...esd_core.errors import ESDError
 
 
-def refuse_other(vae: Any, model: comfy.model_patcher.ModelPatcher) -> None:
+def refuse_other(vae: Any, model: ModelPatcher) -> None:
     """ESDError for a VAE that decodes other latents than the MODEL has, or none."""
     if vae is None or getattr(vae, "first_stage_model", vae) is None:
         raise ESDError(
