@@ -65,15 +65,17 @@ def load(model: ModelPatcher, path: Path, strength: float) -> Loaded:
         FileError: the file is damaged, holds no weights for this MODEL, or is for another kind.
     """
     source = open_source(path, mapped=True)
+    erasure, notes = None, list[str]()
     if source.kind == FOREIGN:
-        changed, notes = patched(model, source.tensors, strength), list[str]()
-        erasure = None
+        changed = patched(model, source.tensors, strength)
     else:
         base = base_of(model)
         lazy = source.erasure(base)
         # Kept as it is now: the base that it may be a difference from gets patched later.
         erasure = replace(lazy, tensors=dict(lazy.tensors))
-        changed, notes = _erased(model, base, erasure, strength)
+        notes = [check_fits(erasure, base), _stacked(model, erasure)]
+        changed = erased(model, erasure.tensors, strength)
+        notes.append(_rounding(base, erasure, strength))
     if source.skipped and not source.needs_base:
         notes.append(f"{counted(source.skipped, 'tensor')} for a text encoder left out")
     below: tuple[_Layer, ...] = model.get_attachment(_CHAIN) or ()
@@ -93,17 +95,6 @@ def _again(below: tuple[_Layer, ...], layer: _Layer) -> list[str]:
         if others:
             notes.append(_AGAIN.format(name=name, below=", ".join(others)))
     return notes
-
-
-def _erased(
-    model: ModelPatcher, base: Base, erasure: Erasure, strength: float
-) -> tuple[ModelPatcher, list[str]]:
-    """MODEL with the erasure, and notes, of which some are ""."""
-    notes = [check_fits(erasure, base), _stacked(model, erasure)]
-    changed = erased(model, erasure.tensors, strength)
-    if strength:
-        notes.append(_rounding(base, erasure, strength))
-    return changed, notes
 
 
 def _stacked(model: ModelPatcher, erasure: Erasure) -> str:
