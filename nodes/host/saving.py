@@ -21,7 +21,7 @@ from ...esd_core.files.unet import MARKERS
 from ...esd_core.models.prediction import Epsilon
 from ...esd_core.storage.dtypes import PRECISIONS
 from . import folders
-from .model import architecture, parameters, prediction
+from .model import architecture, prediction
 from .session import borrowed
 from .unet_config import base_of, diffusers_config
 
@@ -76,13 +76,9 @@ def _base(model: ModelPatcher, kind: Format) -> Iterator[Base]:
         return
     known = architecture(model)
     with borrowed(model) as own:
-        yield Base(known, diffusers_config(own), _whole(own), _markers(own))
-
-
-def _whole(model: ModelPatcher) -> dict[str, Tensor]:
-    """All that a file of the MODEL holds: some have tables beside their parameters."""
-    tables: dict[str, Tensor] = model.model.diffusion_model.state_dict(keep_vars=True)
-    return parameters(model) | tables
+        # Not its parameters alone: some have tables beside them.
+        whole = own.model.diffusion_model.state_dict(keep_vars=True)
+        yield Base(known, diffusers_config(own), whole, _markers(own))
 
 
 def _dtype_of(tensors: Mapping[str, Tensor]) -> torch.dtype:
