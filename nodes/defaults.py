@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..esd_core.config.mappings import flat
 from ..esd_core.config.presets import load_preset, settled
 from ..esd_core.config.rules import choices
 from ..esd_core.config.settings import AUTO, ErasureConfig, fields
@@ -19,21 +20,11 @@ _PRESETS = (
 _OWN_CHOICE = {"method", "contexts"}
 """A method is the person's to choose, and auto has another meaning among contexts."""
 
-
-def _stated(preset: str) -> set[str]:
-    """The settings, by dotted name, that a preset names."""
-    named = load_preset(preset)
-    return {
-        name
-        for name in fields()
-        if name in named or name.partition(".")[2] in named.get(name.partition(".")[0], {})
-    }
-
-
 BY_MODEL = frozenset(
     name
-    for name in set[str]().union(*map(_stated, _PRESETS)) - _OWN_CHOICE
-    if AUTO not in choices(fields()[name])
+    for preset in _PRESETS
+    for name in flat(load_preset(preset))
+    if name not in _OWN_CHOICE and AUTO not in choices(fields()[name])
 )
 """The settings, by dotted name, whose widgets have the value auto."""
 
@@ -43,5 +34,4 @@ def resolved(asked: Mapping[str, Any], preset: str | None = None) -> ErasureConf
 
     asked: by dotted name; None stands for auto.
     """
-    preset = preset or SDXL.preset_for(asked.get("method"))
-    return settled(preset, asked)
+    return settled(preset or SDXL.preset_for(asked.get("method")), asked)
