@@ -28,7 +28,7 @@ def schema(**given: Any) -> io.Schema:
     return io.Schema(**{name: value for name, value in own.items() if name in known})
 
 
-def advanced(is_advanced: bool = True) -> dict[str, Any]:
+def advanced(is_advanced: bool) -> dict[str, Any]:
     """An input's arguments that hide it until a person asks for more, where the host can."""
     knows = "advanced" in inspect.signature(io.Int.Input.__init__).parameters
     return {"advanced": True} if knows and is_advanced else {}

@@ -33,31 +33,25 @@ OWN_DEFAULTS = {"training.preview_every": 20}
 
 def widget(name: str, is_advanced: bool = False) -> io.Input:
     """The widget of the setting of that (dotted) name; its id is what `input_id` gives."""
-    field = FIELDS[name]
-    kind = kind_of(field)
-    default = OWN_DEFAULTS.get(name, field.default)
-    given: dict[str, Any] = {"tooltip": tooltip(name), "default": default, **advanced(is_advanced)}
-    if name in BY_MODEL:
-        return _by_model(name, given | {"default": AUTO})
+    field, has_auto = FIELDS[name], name in BY_MODEL
+    kind, options = kind_of(field), choices(field)
+    default = AUTO if has_auto else OWN_DEFAULTS.get(name, field.default)
+    given: dict[str, Any] = {"tooltip": _tooltip(name), "default": default}
+    given |= advanced(is_advanced)
+    if options:
+        listed = [AUTO, *options] if has_auto else list(options)
+        return io.Combo.Input(input_id(name), options=listed, **given)
+    if has_auto:  # a line of text: widgets for numbers hold no words
+        return io.String.Input(input_id(name), **given)
     if kind is bool:
         return io.Boolean.Input(input_id(name), **given)
-    if choices(field):
-        return io.Combo.Input(input_id(name), options=list(choices(field)), **given)
     if kind in (int, float):
         return number(name, kind, limits(field), given)
     given |= {"default": "\n".join(field.default), "placeholder": _PLACEHOLDERS[name]}
     return io.String.Input(input_id(name), multiline=True, **given)
 
 
-def _by_model(name: str, given: dict[str, Any]) -> io.Input:
-    """A list with auto in it, or a line for auto or a number: widgets for numbers hold no words."""
-    options = choices(FIELDS[name])
-    if options:
-        return io.Combo.Input(input_id(name), options=[AUTO, *options], **given)
-    return io.String.Input(input_id(name), **given)
-
-
-def tooltip(name: str) -> str:
+def _tooltip(name: str) -> str:
     """What the setting is for, and what auto stands for where the widget has it."""
     text = described(FIELDS[name])
     if name not in BY_MODEL:
