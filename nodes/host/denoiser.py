@@ -190,7 +190,9 @@ class HostDenoiser:
     def predict(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         throw_exception_if_processing_interrupted()
         self.on_rows(len(x), torch.is_grad_enabled())
-        with self._differentiable():
+        # The teacher, too, where another kernel would give other digits.
+        is_needed = torch.is_grad_enabled() or isinstance(self.network, MiniTrainDIT)
+        with Differentiable() if is_needed else nullcontext():
             if conditioning.lengths is None:
                 denoised = self._denoised(x, sigma, conditioning)
             else:
@@ -199,11 +201,6 @@ class HostDenoiser:
                 order = torch.tensor([row for rows, _ in groups for row in rows]).argsort()
                 denoised = torch.cat(parts)[order.to(x.device)]
         return from_denoised(denoised, x, sigma)
-
-    def _differentiable(self) -> AbstractContextManager[Any]:
-        """The teacher, too, where another kernel would give other digits."""
-        is_needed = torch.is_grad_enabled() or isinstance(self.network, MiniTrainDIT)
-        return Differentiable() if is_needed else nullcontext()
 
     def _denoised(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         given: dict[str, Any] = dict(conditioning.extra)

@@ -39,12 +39,6 @@ def next_file(folder: str, prefix: str) -> Path:
     return inside / f"{name}_{number:05}_.safetensors"
 
 
-def next_folder(folder: str, prefix: str) -> Path:
-    """As `next_file`, for a folder, which is not made itself."""
-    file = next_file(folder, prefix)
-    return file.with_name(file.name.removesuffix(".safetensors"))
-
-
 def numbered_files(folder: str, prefix: str) -> Iterator[Path]:
     """What `next_file` has been written to for that prefix, newest first."""
     inside, name, number = _numbered(folder, prefix)

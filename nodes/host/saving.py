@@ -39,8 +39,8 @@ def save(
     """
     kind = FORMATS[form]
     _refuse_missing(kind, erasure, model)
-    next_path = folders.next_folder if kind.is_folder else folders.next_file
-    path = next_path(kind.folder, prefix)
+    path = folders.next_file(kind.folder, prefix)
+    path = path.with_suffix("") if kind.is_folder else path
     written = erasure or Erasure({}, {})
     if not (kind.has_weights and model):
         dtype = _dtype_of(written.tensors) if form == ERASURE else torch.float16
