@@ -186,10 +186,7 @@ def _drifts(trained: training.Trained) -> str:
 
 
 def _measured(trained: training.Trained) -> dict[str, dict[str, float]]:
-    measured: dict[str, dict[str, float]] = json.loads(
-        trained.erasure.metadata.get(Key.PROBES, "{}")
-    )
-    return measured
+    return json.loads(trained.erasure.metadata.get(Key.PROBES, "{}"))
 
 
 def _share(part: float) -> str:

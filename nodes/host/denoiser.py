@@ -215,8 +215,7 @@ class HostDenoiser:
             given[_LAYERS] = rearrange(conditioning.context, "b l (n c) -> b n l c", c=width)
         options = {"optimized_attention_override": differentiable_attention}
         given.setdefault(_STATES, conditioning.context)
-        denoised: Tensor = self._inner.apply_model(x, sigma, transformer_options=options, **given)
-        return denoised
+        return self._inner.apply_model(x, sigma, transformer_options=options, **given)
 
 
 class Differentiable(TorchFunctionMode):

@@ -107,8 +107,7 @@ def context_width(model: ModelPatcher) -> int | None:
     """Of the text states that the network attends to; None where it does not tell."""
     inner = model.model
     if isinstance(inner.diffusion_model, UNetModel):
-        width: int = inner.model_config.unet_config["context_dim"]
-        return width
+        return inner.model_config.unet_config["context_dim"]
     layer = architecture(model).text_input
     return inner.diffusion_model.get_submodule(layer).weight.shape[1] if layer else None
 

@@ -24,8 +24,7 @@ from ...esd_core.storage.reading import read_tensors
 
 
 def _config(part: str) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((WEIGHTS / part / "config.json").read_text("utf-8"))
-    return config
+    return json.loads((WEIGHTS / part / "config.json").read_text("utf-8"))
 
 
 def _tensors(part: str, file: str) -> dict[str, Tensor]:

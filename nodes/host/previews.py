@@ -92,8 +92,7 @@ class Previewer:
         if self._guess is None:
             return None
         with torch.no_grad():
-            image: Image.Image = self._guess.decode_latent_to_preview(latents)
-        return image
+            return self._guess.decode_latent_to_preview(latents)
 
 
 def _best_guess(device: torch.device, latent_format: Any) -> Any:

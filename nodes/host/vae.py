@@ -28,5 +28,5 @@ def refuse_other(vae: Any, model: ModelPatcher) -> None:
 def decode(vae: Any, latents: Tensor) -> Tensor:
     """IMAGE, [B, H, W, 3] in 0..1; of video models, whose VAEs give [B, frames, H, W, 3], the one
     frame that was drawn."""
-    pictures: Tensor = vae.decode(latents)
+    pictures = vae.decode(latents)
     return pictures[:, 0] if pictures.ndim == 5 else pictures
