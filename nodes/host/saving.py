@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor
+from comfy.utils import weight_dtype
 
 from ...esd_core.errors import ConfigError
 from ...esd_core.files.apply import check_fits
@@ -43,10 +42,10 @@ def save(
     path = path.with_suffix("") if kind.is_folder else path
     written = erasure or Erasure({}, {})
     if not (kind.has_weights and model):
-        dtype = _dtype_of(written.tensors) if form == ERASURE else torch.float16
+        dtype = weight_dtype(written.tensors) if form == ERASURE else torch.float16
         return path, export(form, path, written, None, dtype=dtype, rank=rank)
     with _base(model, kind) as base:
-        dtype = _dtype_of(base.weights)
+        dtype = weight_dtype(base.weights)
         if kind.is_whole:
             written = Erasure({}, written.metadata)
         else:
@@ -79,14 +78,6 @@ def _base(model: ModelPatcher, kind: Format) -> Iterator[Base]:
         # Not its parameters alone: some have tables beside them.
         whole = own.model.diffusion_model.state_dict(keep_vars=True)
         yield Base(known, diffusers_config(own), whole, _markers(own))
-
-
-def _dtype_of(tensors: Mapping[str, Tensor]) -> torch.dtype:
-    """That of most values."""
-    counts = Counter[torch.dtype]()
-    for tensor in tensors.values():
-        counts[tensor.dtype] += tensor.numel()
-    return counts.most_common(1)[0][0]
 
 
 def _markers(model: ModelPatcher) -> tuple[str, ...]:
