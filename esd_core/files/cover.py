@@ -23,7 +23,12 @@ def covered(erasure: Erasure, picture: Image.Image | None) -> Erasure:
         return erasure
     scale = _EDGE / min(picture.size)
     small = ImageOps.scale(picture.convert("RGB"), scale, Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    small.save(file, "JPEG", quality=_QUALITY)
-    cover = json.dumps([base64.b64encode(file.getvalue()).decode("ascii")])
+    cover = json.dumps([jpeg(small)])
     return replace(erasure, metadata={**erasure.metadata, Key.COVERS: cover})
+
+
+def jpeg(picture: Image.Image) -> str:
+    """The picture as a JPEG, in base64."""
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=_QUALITY)
+    return base64.b64encode(file.getvalue()).decode("ascii")

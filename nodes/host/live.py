@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping
 from typing import Any
 from weakref import WeakSet
 
 from comfy.model_management import InterruptProcessingException, processing_interrupted
 from comfy_execution.utils import get_executing_context
-from PIL import Image
 from server import PromptServer, web
 
 from ...esd_core.errors import ESDError
@@ -91,13 +88,6 @@ def say(text: str, node: str | None) -> None:
     server = PromptServer.instance
     if node is not None and server.client_id is not None:
         server.send_progress_text(text, node, server.client_id)
-
-
-def as_address(picture: Image.Image) -> str:
-    """A picture that a page can show as it stands."""
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
 
 
 async def _draws(request: web.Request) -> web.Response:

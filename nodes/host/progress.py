@@ -13,6 +13,7 @@ from PIL import Image
 
 from ...esd_core.config.settings import ErasureConfig
 from ...esd_core.errors import first_line
+from ...esd_core.files.cover import jpeg
 from ...esd_core.method.probes import ProbeReport
 from ...esd_core.models.swap import Weight
 from ...esd_core.storage.output import megabytes
@@ -24,7 +25,7 @@ from ...esd_core.training.work import Work, expected, recording_rows, remaining
 from .clock import Clock, written
 from .denoiser import HostDenoiser
 from .folders import shown
-from .live import LiveRun, as_address, say
+from .live import LiveRun, say
 from .previews import Previewer
 
 _BAR = 1000
@@ -121,7 +122,8 @@ class NodeEvents:
             return
         small = picture.copy()
         small.thumbnail((_EDGE, _EDGE))
-        self._live.show(picture={"step": step, "image": as_address(small)})
+        image = f"data:image/jpeg;base64,{jpeg(small)}"
+        self._live.show(picture={"step": step, "image": image})
 
     def on_save(self, step: int, path: Path) -> None:
         size = megabytes(path.stat().st_size)
