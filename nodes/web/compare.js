@@ -1,7 +1,7 @@
 // The slider of ESD Compare: original and erased, one picture under the other, in either renderer.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { leaveWith, takePlace } from "./place.js";
+import { place, takePlace } from "./place.js";
 
 const HEIGHT = 240;
 const STYLE = {
@@ -91,24 +91,12 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.constructor.comfyClass !== "ESDCompare") return;
     const slider = new Slider();
-    // What it shows is no input: neither a prompt nor a workflow holds it.
-    const widget = node.addDOMWidget("compare", "esd_compare", slider.element, {
-      serialize: false,
-      hideOnZoom: false,
-      hideInPanel: true, // the page's own panel would take it off the node
-      getMinHeight: () => HEIGHT,
-    });
-    widget.serialize = false;
-    leaveWith(node, slider.element);
+    place(node, "compare", slider.element, { getMinHeight: () => HEIGHT }, () => sliders.delete(node));
     sliders.set(node, slider);
-    const { onExecuted, onRemoved } = node;
+    const onExecuted = node.onExecuted;
     node.onExecuted = function (output) {
       onExecuted?.call(this, output);
       slider.fill(output.a_images, output.b_images);
-    };
-    node.onRemoved = function (...given) {
-      sliders.delete(node);
-      return onRemoved?.apply(this, given);
     };
   },
 });

@@ -93,12 +93,7 @@ app.registerExtension({
   },
   nodeCreated(node) {
     if (node.constructor.comfyClass !== KIND) return;
-    const panel = new Panel(node);
+    const panel = new Panel(node, () => panels.delete(panel));
     panels.add(panel);
-    const onRemoved = node.onRemoved;
-    node.onRemoved = function (...given) {
-      panels.delete(panel);
-      return onRemoved?.apply(this, given);
-    };
   },
 });

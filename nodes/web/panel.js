@@ -1,7 +1,7 @@
 // What a node shows of its run.
 import { api } from "../../scripts/api.js";
 import { COLORS, DRIFT, LOSS, draw, names, smoothed, worst } from "./chart.js";
-import { leaveWith, takePlace } from "./place.js";
+import { grow, place, takePlace } from "./place.js";
 
 const NARROWEST = 260;
 export const THUMBS = 8;
@@ -38,19 +38,13 @@ document.head.append(style);
 const percent = (part) => `${Math.round(100 * part)} %`;
 
 export class Panel {
-  constructor(node) {
+  /** `leave` is called once the node is removed. */
+  constructor(node, leave) {
     this.node = node;
     this.parts = parts();
     this.box = this.parts.box;
-    this.widget = node.addDOMWidget("live", "esd_live", this.box, {
-      serialize: false,
-      hideOnZoom: false,
-      hideInPanel: true, // the page's own panel would take it off the node
-      getMinHeight: () => this.height,
-      getMaxHeight: () => this.height,
-    });
-    this.widget.serialize = false;
-    leaveWith(node, this.box);
+    const height = () => this.height;
+    place(node, "live", this.box, { getMinHeight: height, getMaxHeight: height }, leave);
     this.height = 0;
     this.parts.keep.onclick = () => this.post("/esd/stop", { prompt: this.run.prompt, node: this.run.node });
     this.parts.cancel.onclick = () => this.post("/interrupt", { prompt_id: this.run.prompt });
@@ -90,10 +84,7 @@ export class Panel {
     const height = this.box.hidden ? 0 : Math.max(wanted(this.box) + 24, this.height);
     if (Math.abs(height - this.height) < 2) return;
     this.height = height;
-    const { node } = this;
-    const least = node.computeSize()[1];
-    if (node.size[1] < least) node.setSize([node.size[0], least]);
-    node.graph?.setDirtyCanvas(true, true);
+    grow(this.node);
   }
 }
 

@@ -1,6 +1,7 @@
 // Makes room for all that a node says: the classic renderer shows two lines of the host's text.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { grow } from "./place.js";
 
 const NAME = "$$node-text-preview";
 const BESIDE = 44;
@@ -19,9 +20,7 @@ function fit(node) {
   const height = ruler.offsetHeight + ABOVE;
   ruler.remove();
   widget.options.getMinHeight = () => height;
-  const least = node.computeSize()[1];
-  if (node.size[1] < least) node.setSize([node.size[0], least]);
-  node.graph?.setDirtyCanvas(true, true);
+  grow(node);
 }
 
 app.registerExtension({
