@@ -89,9 +89,13 @@ class ESDCompare(io.ComfyNode):
             torch.cat([sampling.draw(m, vae, text, against, asked, on_step) for text in texts])
             for m in (original, erased)
         ]
-        image = _grid(lines, columns, asked)
-        measured = comparison.report(lines, _measured(columns, clip_vision))
-        report = f"erased against original, seed {seed}\n{measured}"
+        pictures = [rearrange(column, "n h w c -> n c h w") for column in columns]
+        image = _grid(lines, pictures, asked)
+        rows = [row for (row,) in comparison.measure(pictures)]
+        if clip_vision is not None:
+            for row, cosine in zip(rows, sampling.likeness(clip_vision, *columns), strict=True):
+                row["clip cosine"] = round(cosine, 5)
+        report = f"erased against original, seed {seed}\n{comparison.report(lines, rows)}"
         return io.NodeOutput(image, *columns, report, ui=cls._shown(image, columns))
 
     @classmethod
@@ -174,29 +178,16 @@ def _guidance(text: str, model: Any) -> float:
 def _grid(prompts: Sequence[str], columns: Sequence[Tensor], asked: Sampling) -> Tensor:
     """IMAGE, [1, H, W, 3] in 0..1: all pictures with labels, the original's first.
 
-    columns: a batch of IMAGE a model.
+    columns: [N, 3, H, W] a model.
     """
     image = comparison.draw(
         [(prompt, asked.seed) for prompt in prompts],
         ["erased"],
-        [_channels_first(column) for column in columns],
+        columns,
         f"{counted(asked.steps, 'step')} of {asked.sampler}, {asked.scheduler}, cfg {asked.cfg:g}, "
         f"{asked.width}x{asked.height}",
     )
     return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)[None]
-
-
-def _measured(columns: Sequence[Tensor], vision: Any) -> list[comparison.Measures]:
-    """A row a prompt; with a CLIP_VISION, also by its embeddings."""
-    rows = [row for (row,) in comparison.measure([_channels_first(c) for c in columns])]
-    if vision is not None:
-        for row, cosine in zip(rows, sampling.likeness(vision, *columns), strict=True):
-            row["clip cosine"] = round(cosine, 5)
-    return rows
-
-
-def _channels_first(pictures: Tensor) -> Tensor:
-    return rearrange(pictures, "n h w c -> n c h w")
 
 
 def _lines(text: str) -> list[str]:
