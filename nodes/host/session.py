@@ -65,8 +65,7 @@ def borrowed(
 
 def compute_dtype(model: ModelPatcher) -> torch.dtype:
     """What the UNet computes in."""
-    dtype: torch.dtype | None = model.get_model_object("manual_cast_dtype")
-    return dtype or model.model.get_dtype()
+    return model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
 
 
 def _clone(model: ModelPatcher) -> ModelPatcher:
