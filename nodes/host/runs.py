@@ -21,14 +21,14 @@ def remember(
 
     file: what was made; without one, the state of the run counts, if there is any.
     """
-    made = file or _state(trainer)
+    made = file or (trainer.state_file and trainer.state_file.path)
     entry = history.record(
         trainer.config,
         trainer.denoiser.architecture.title,
         ending,
         trainer.step,
         probes.as_dict() if probes else {},
-        folders.shown(made) if made else "",
+        folders.shown(made) if made and made.is_file() else "",
     )
     try:
         history.append(folders.history_file(), entry)
@@ -43,11 +43,4 @@ def listed() -> str:
     except FileError:
         entries = []
     lines = [history.described(entry) for entry in reversed(entries[-_SHOWN:])]
-    stopped = states.told()
-    return "\n".join([*lines, *([stopped] if stopped else [])])
-
-
-def _state(trainer: Trainer) -> Path | None:
-    """Where the state of a run that has not come to its end lies."""
-    path = trainer.state_file.path if trainer.state_file else None
-    return path if path and path.is_file() else None
+    return "\n".join(filter(None, [*lines, states.told()]))
