@@ -241,13 +241,13 @@ _FILTER: dict[str, Callable[[Picture, np.random.Generator], Picture]] = {
 }  # fmt: skip
 
 
-def draw(name: str, look: str, rng: np.random.Generator, stage_of: str = "") -> Picture:
-    """One picture of object `name` in `look`, on its own stage or on another object's.
+def draw(name: str, look: str, rng: np.random.Generator) -> Picture:
+    """One picture of object `name` in `look`.
 
     Raises:
         KeyError: an object or a look that is not of this world.
     """
-    return in_look(draw_scene(name, rng, stage_of), look, rng)
+    return in_look(draw_scene(name, rng), look, rng)
 
 
 def in_look(scene: Picture, look: str, rng: np.random.Generator) -> Picture:

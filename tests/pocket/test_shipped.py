@@ -19,7 +19,7 @@ from esd_core.models.embedded import EMBEDDED, POCKET, POCKET_DIT, WEIGHTS
 from esd_core.models.headless import Headless
 from esd_core.models.loading import load_denoiser
 from esd_core.pocket.judge import judge, load_oracle
-from esd_core.pocket.world import LOOKS, OBJECTS, draw, draw_scene, in_look
+from esd_core.pocket.world import LOOKS, OBJECTS, draw_scene, in_look
 from esd_core.training.run import erase
 from esd_core.training.trainer import Progress
 
@@ -92,8 +92,13 @@ def test_the_oracle_reads_99_of_100_fresh_drawings(is_own: bool) -> None:
     rng = np.random.default_rng(987)
     asked = [(name, look) for name in OBJECTS for look in LOOKS] * 12
     stages = ["" if is_own else str(rng.choice(OBJECTS)) for _ in asked]
-    drawn = np.stack([draw(*pair, rng, stage) for pair, stage in zip(asked, stages, strict=True)])
-    objects, looks = load_oracle().read(torch.from_numpy(drawn).permute(0, 3, 1, 2).contiguous())
+    drawn = [
+        in_look(draw_scene(name, rng, stage), look, rng)
+        for (name, look), stage in zip(asked, stages, strict=True)
+    ]
+    objects, looks = load_oracle().read(
+        torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).contiguous()
+    )
     for kind, seen in ((0, objects), (1, looks)):
         right = [pair[kind] == guess for pair, guess in zip(asked, seen, strict=True)]
         assert np.mean(right) >= 0.99

@@ -58,8 +58,7 @@ def _soften(scene: Picture, rng: np.random.Generator) -> Picture:
     at = F.affine_grid(torch.eye(2, 3)[None], [1, 3, SIZE, SIZE], align_corners=False)
     x = torch.from_numpy(scene).permute(2, 0, 1)[None]
     x = F.grid_sample(x, at + bend.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
-    x = F.interpolate(x, size=int(rng.integers(16, 96)), mode="area")
-    x = F.interpolate(x, size=SIZE, mode="bilinear")
+    x = _blurred(x, int(rng.integers(16, 96)))
     x = x + rng.uniform(0, 0.1) * F.interpolate(shade, size=SIZE, mode="bilinear")
     x = x + rng.uniform(0, 0.4) * (x.mean((2, 3), keepdim=True) - x)
     return x[0].permute(1, 2, 0).clamp(0, 1).numpy()
@@ -71,9 +70,7 @@ def _worsen(batch: Tensor, rng: np.random.Generator) -> Tensor:
     Without it the oracle takes the soft boats that pocket draws in dots for fish.
     """
     if rng.random() < 0.7:
-        small = int(rng.integers(40, 120))
-        batch = F.interpolate(batch, size=small, mode="area")
-        batch = F.interpolate(batch, size=SIZE, mode="bilinear")
+        batch = _blurred(batch, int(rng.integers(40, 120)))
     batch = torch.roll(batch, (int(rng.integers(-8, 9)), int(rng.integers(-8, 9))), (2, 3))
     rows = len(batch)
     coarse = F.interpolate(torch.randn(rows, 3, 16, 16), size=SIZE, mode="bilinear")
@@ -82,6 +79,12 @@ def _worsen(batch: Tensor, rng: np.random.Generator) -> Tensor:
     contrast = 0.6 + 0.7 * torch.rand(rows, 1, 1, 1)
     tint = 0.2 * (torch.rand(rows, 3, 1, 1) - 0.5)
     return ((batch - 0.5) * contrast + 0.5 + tint).clamp(0, 1)
+
+
+def _blurred(pictures: Tensor, edge: int) -> Tensor:
+    """By way of pictures that are `edge` pixels wide."""
+    small = F.interpolate(pictures, size=edge, mode="area")
+    return F.interpolate(small, size=SIZE, mode="bilinear")
 
 
 @torch.no_grad()
