@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import BatchNorm2d, Conv2d, Flatten, Linear, Module, Sequential, SiLU
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from .world import LOOKS, OBJECTS, SIZE
+from .world import LOOKS, NOTHING, OBJECTS, SIZE
 
 LATENT_FACTOR = 8
 TEXT_WIDTHS = (32, 64)
@@ -130,7 +130,13 @@ def build_scheduler() -> EulerDiscreteScheduler:
 
 
 class Oracle(Module):
-    """Reads object and look off a picture: [B, 3, SIZE, SIZE] in 0..1 -> two rows of logits."""
+    """Reads object and look off a picture: [B, 3, SIZE, SIZE] in 0..1 -> two rows of logits.
+
+    Attributes:
+        SEEN: the names of what it tells apart beside the looks.
+    """
+
+    SEEN = (*OBJECTS, NOTHING)
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,7 +149,7 @@ class Oracle(Module):
             Conv2d(widths[-1], 64, 3, 2, 1),
             SiLU(),
             Flatten(),
-            Linear(64 * 16, len(OBJECTS)),
+            Linear(64 * 16, len(self.SEEN)),
         )
         self.looks = Linear(widths[-1], len(LOOKS))
 
@@ -153,6 +159,6 @@ class Oracle(Module):
 
     @torch.no_grad()
     def read(self, pictures: Tensor) -> tuple[list[str], list[str]]:
-        """The object and the look of every picture, by name."""
+        """The object (or NOTHING) and the look of every picture, by name."""
         objects, looks = self(pictures)
-        return [OBJECTS[i] for i in objects.argmax(1)], [LOOKS[i] for i in looks.argmax(1)]
+        return [self.SEEN[i] for i in objects.argmax(1)], [LOOKS[i] for i in looks.argmax(1)]

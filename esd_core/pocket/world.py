@@ -17,6 +17,9 @@ SIZE = 128
 """Edge of a picture in pixels."""
 
 OBJECTS = ("house", "tree", "boat", "fish", "flower", "car")
+NOTHING = "nothing"
+"""What an empty stage shows: the oracle can say so, and no prompt asks for it."""
+
 PLAIN = "plain"
 STYLES = ("Van Gogh", "Mondrian", "Seurat", "Hokusai", "pixel art")
 LOOKS = (PLAIN, *STYLES)
@@ -24,6 +27,8 @@ LOOKS = (PLAIN, *STYLES)
 _OVERSAMPLING = 2
 
 Color = tuple[int, int, int]
+Paint = Callable[[Color], Color]
+"""From a part's colour to the one that it is drawn in."""
 Picture = np.ndarray
 """float32 [SIZE, SIZE, 3], values in 0..1."""
 
@@ -39,6 +44,7 @@ class _Pen:
     x: float
     y: float
     scale: float
+    paint: Paint
 
     def _map(self, points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         edge = SIZE * _OVERSAMPLING
@@ -47,7 +53,7 @@ class _Pen:
         ]
 
     def polygon(self, color: Color, *points: tuple[float, float]) -> None:
-        self.draw.polygon(self._map(points), fill=color)
+        self.draw.polygon(self._map(points), fill=self.paint(color))
 
     def box(self, color: Color, left: float, top: float, right: float, bottom: float) -> None:
         self.polygon(color, (left, top), (right, top), (right, bottom), (left, bottom))
@@ -55,7 +61,8 @@ class _Pen:
     def disc(self, color: Color, u: float, v: float, rx: float, ry: float | None = None) -> None:
         ry = rx if ry is None else ry
         self.draw.ellipse(
-            [c for p in self._map([(u - rx, v - ry), (u + rx, v + ry)]) for c in p], fill=color
+            [c for p in self._map([(u - rx, v - ry), (u + rx, v + ry)]) for c in p],
+            fill=self.paint(color),
         )
 
 
@@ -109,6 +116,7 @@ def _car(pen: _Pen) -> None:
 
 _DRAW: dict[str, Callable[[_Pen], None]] = {
     "house": _house, "tree": _tree, "boat": _boat, "fish": _fish, "flower": _flower, "car": _car,
+    NOTHING: lambda pen: None,
 }  # fmt: skip
 
 _SKIES: tuple[Color, ...] = ((150, 200, 240), (244, 214, 170), (206, 222, 226))
@@ -130,12 +138,19 @@ def _scene(name: str, rng: np.random.Generator) -> Image.Image:
     return stage
 
 
-def draw_scene(name: str, rng: np.random.Generator, stage_of: str = "") -> Picture:
-    """The object on its own stage or another's, in no style. Position, size and light vary."""
+def as_it_is(color: Color) -> Color:
+    return color
+
+
+def draw_scene(
+    name: str, rng: np.random.Generator, stage_of: str = "", paint: Paint = as_it_is
+) -> Picture:
+    """The object, or NOTHING, on its own stage or another's, in no style. Position, size and light
+    vary, and take the same random numbers whatever is drawn."""
     stage = _scene(stage_of or name, rng)
     pen = _Pen(
         ImageDraw.Draw(stage), 0.5 + rng.uniform(-0.06, 0.06), 0.52 + rng.uniform(-0.04, 0.04),
-        rng.uniform(0.85, 1.05),
+        rng.uniform(0.85, 1.05), paint,
     )  # fmt: skip
     _DRAW[name](pen)
     small = stage.resize((SIZE, SIZE), Image.Resampling.BOX)

@@ -19,7 +19,7 @@ from esd_core.models.embedded import EMBEDDED, POCKET, POCKET_DIT, WEIGHTS
 from esd_core.models.headless import Headless
 from esd_core.models.loading import load_denoiser
 from esd_core.pocket.judge import judge, load_oracle
-from esd_core.pocket.world import LOOKS, OBJECTS, draw_scene, in_look
+from esd_core.pocket.world import LOOKS, NOTHING, OBJECTS, draw_scene, in_look
 from esd_core.training.run import erase
 from esd_core.training.trainer import Progress
 
@@ -102,6 +102,18 @@ def test_the_oracle_reads_99_of_100_fresh_drawings(is_own: bool) -> None:
     for kind, seen in ((0, objects), (1, looks)):
         right = [pair[kind] == guess for pair, guess in zip(asked, seen, strict=True)]
         assert np.mean(right) >= 0.99
+
+
+def test_the_oracle_says_nothing_of_empty_stages() -> None:
+    """And knows their looks: else an erased object would be "still shown" by a guess of six."""
+    rng = np.random.default_rng(321)
+    asked = [(stage, look) for stage in OBJECTS for look in LOOKS] * 8
+    drawn = [in_look(draw_scene(NOTHING, rng, stage), look, rng) for stage, look in asked]
+    objects, looks = load_oracle().read(
+        torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).contiguous()
+    )
+    assert np.mean([seen == NOTHING for seen in objects]) >= 0.97
+    assert np.mean([look == seen for (_, look), seen in zip(asked, looks, strict=True)]) >= 0.99
 
 
 def test_the_oracle_reads_soft_shapes_in_sharp_textures() -> None:

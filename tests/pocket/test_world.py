@@ -9,7 +9,7 @@ import torch
 from esd_core.pocket import world
 from esd_core.pocket.captions import all_captions, held_out_prompt
 from esd_core.pocket.judge import load_oracle
-from esd_core.pocket.world import LOOKS, OBJECTS, PLAIN, SIZE, STYLES
+from esd_core.pocket.world import LOOKS, NOTHING, OBJECTS, PLAIN, SIZE, STYLES, draw_scene
 
 PAIRS = list(itertools.product(OBJECTS, LOOKS))
 names = pytest.mark.parametrize("name", OBJECTS)
@@ -55,6 +55,15 @@ def test_a_style_leaves_the_object_where_it_is(name: str) -> None:
 
     for style in STYLES:
         assert np.corrcoef(coarse(PLAIN), coarse(style))[0, 1] > 0.3, style
+
+
+def test_an_empty_stage_is_the_same_picture_without_its_object() -> None:
+    full, empty = (
+        draw_scene(name, np.random.default_rng(7), "boat") for name in ("house", NOTHING)
+    )
+    is_object = (full != empty).any(2)
+    assert 0.1 < is_object.mean() < 0.5
+    assert not is_object[:8].any() and not is_object[:, :8].any()
 
 
 def test_what_is_not_of_this_world_is_refused() -> None:

@@ -3,7 +3,8 @@
 Objects stand on each other's stages there. On their own alone it learns the stage with the object,
 and takes a boat whose sky has turned for a fish: on any stage it read 80 % of drawings right. And
 their shapes are soft under a texture that is sharp, as pocket draws them: otherwise it reads 97 %
-of such drawings right, and takes Seurat's fishes for trees.
+of such drawings right, and takes Seurat's fishes for trees. Stages without an object are there too,
+also with patches of colour on them: where it has no word for nothing it guesses one of six objects.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..models import Oracle
-from ..world import OBJECTS, SIZE, Picture, draw_scene, in_look
+from ..world import NOTHING, OBJECTS, SIZE, Color, Paint, Picture, draw_scene, in_look
 from .loop import Course, Loop
 from .pictures import draw_pictures
 
-COURSE = Course(steps=1200, learning_rate=2e-3, averaging=0.98)
-_BATCH, _PICTURES = 64, 7200
+COURSE = Course(steps=1500, learning_rate=2e-3, averaging=0.98)
+_BATCH, _PICTURES = 64, 8400
 
 
 def train_oracle(work: Path, seed: int) -> Oracle:
     """The oracle, ready to read; prints how well it reads drawings it has not seen."""
-    pictures = draw_pictures(_PICTURES, seed + 11, _draw_loosely)
+    pictures = draw_pictures(_PICTURES, seed + 11, _draw_loosely, Oracle.SEEN)
     torch.manual_seed(seed)
     oracle = Oracle()
 
@@ -43,12 +44,40 @@ def train_oracle(work: Path, seed: int) -> Oracle:
 
 
 def _draw_loosely(name: str, look: str, rng: np.random.Generator) -> Picture:
-    """On any stage; the scene is bent and softened before its look is laid over it, which no
-    worsening of a finished drawing gives."""
-    scene = draw_scene(name, rng, str(rng.choice(OBJECTS)))
+    """On any stage, repainted, half gone, bent and softened before its look is laid over it, which
+    no worsening of a finished drawing gives."""
+    stage, seed = str(rng.choice(OBJECTS)), int(rng.integers(2**32))
+    scene, empty = (
+        draw_scene(shown, np.random.default_rng(seed), stage, _repaint(rng))
+        for shown in (name, NOTHING)
+    )
+    is_object = (scene != empty).any(2, keepdims=True)
+    behind = _smudged(empty, rng) if rng.random() < 0.4 else empty
+    opacity = np.float32(rng.uniform(0.5, 1) if rng.random() < 0.4 else 1)
+    scene = np.where(is_object, behind + opacity * (scene - behind), behind)
     if rng.random() < 0.6:
         scene = _soften(scene, rng)
     return in_look(scene, look, rng)
+
+
+def _repaint(rng: np.random.Generator) -> Paint:
+    """Every part's colour moved towards some other one."""
+    most = rng.uniform(0, 0.5)
+
+    def paint(color: Color) -> Color:
+        other, part = rng.integers(0, 256, 3), rng.uniform(0, most)
+        red, green, blue = (round(c + part * (o - c)) for c, o in zip(color, other, strict=True))
+        return red, green, blue
+
+    return paint
+
+
+def _smudged(scene: Picture, rng: np.random.Generator) -> Picture:
+    """With patches of some colour that have no object's shape."""
+    coarse = torch.from_numpy(rng.normal(size=(1, 1, 6, 6)))
+    noise = F.interpolate(coarse, size=SIZE, mode="bicubic")[0, 0, :, :, None].numpy()
+    color, opacity = rng.random(3, np.float32), np.float32(rng.uniform(0.2, 1))
+    return np.where(noise > rng.uniform(0.4, 1.2), scene + opacity * (color - scene), scene)
 
 
 def _soften(scene: Picture, rng: np.random.Generator) -> Picture:
@@ -89,7 +118,7 @@ def _blurred(pictures: Tensor, edge: int) -> Tensor:
 
 @torch.no_grad()
 def _report(oracle: Oracle, seed: int) -> None:
-    fresh = draw_pictures(1080, seed + 12, _draw_loosely)
+    fresh = draw_pictures(1260, seed + 12, _draw_loosely, Oracle.SEEN)
     guesses = [oracle(part.float() / 255) for part in fresh.pixels.split(120)]
     for name, column, truth in (("objects", 0, fresh.objects), ("looks", 1, fresh.looks)):
         guess = torch.cat([both[column] for both in guesses]).argmax(1)

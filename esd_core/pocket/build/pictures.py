@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..world import LOOKS, OBJECTS, Picture, draw
-
-PAIRS = tuple((o, k) for o in range(len(OBJECTS)) for k in range(len(LOOKS)))
-"""Every object with every look, as indices."""
 
 Draw = Callable[[str, str, np.random.Generator], Picture]
 """From an object and a look to a picture."""
@@ -30,14 +27,16 @@ class Pictures:
     looks: Tensor
 
 
-def draw_pictures(count: int, seed: int, draw: Draw = draw) -> Pictures:
+def draw_pictures(
+    count: int, seed: int, draw: Draw = draw, objects: Sequence[str] = OBJECTS
+) -> Pictures:
     """`count` pictures, every pair of object and look equally often, by `draw`."""
     rng = np.random.default_rng(seed)
-    chosen = [PAIRS[place % len(PAIRS)] for place in range(count)]
-    drawn = [draw(OBJECTS[o], LOOKS[k], rng) for o, k in chosen]
+    pairs = [(o, k) for o in range(len(objects)) for k in range(len(LOOKS))]
+    chosen = [pairs[place % len(pairs)] for place in range(count)]
+    drawn = [draw(objects[o], LOOKS[k], rng) for o, k in chosen]
     pixels = torch.from_numpy(np.stack([np.round(p * 255).astype(np.uint8) for p in drawn]))
-    objects, looks = torch.tensor(chosen).T
-    return Pictures(pixels.permute(0, 3, 1, 2).contiguous(), objects, looks)
+    return Pictures(pixels.permute(0, 3, 1, 2).contiguous(), *torch.tensor(chosen).T)
 
 
 def to_model(pixels: Tensor) -> Tensor:
