@@ -20,9 +20,15 @@ WORLD := out/comfyui
 
 .PHONY: demo test lint bench host comfy rehearse gpu clean
 
+# The command and the nodes side by side, with a thread each: pocket makes little of a second one.
 demo: $(INSTALLED) $(HOST)
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs 2 by-command by-nodes
+
+.PHONY: by-command by-nodes
+by-command:
 	$(VENV)/bin/esd demo --concept "Van Gogh" --concept fish --out out/demo
-	$(IN_HOST) $(VENV)/bin/python tests/host/demo.py out/demo
+by-nodes:
+	@$(IN_HOST) $(VENV)/bin/python tests/host/demo.py out/demo
 
 # What to test goes into ARGS: make test ARGS="tests/host -k pocket".
 test: $(INSTALLED) $(HOST)
