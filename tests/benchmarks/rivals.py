@@ -18,7 +18,8 @@ split: templates captions.HELD_OUT_*, 8 steps, seeds of its own, three pictures 
 esd-x and esd-u draw their samples from whole trajectories, which cost a twentieth of the published
 schedule. Rows of the table are of efficacy.py's split, and of other training seeds. ESD's published
 runs are those of the scripts without what our presets add: nothing is preserved, one sample a
-step, gradients not clipped. All train at pocket's size and in float32.
+step, gradients not clipped. All train at pocket's size and in float32, and pictures are drawn in
+bfloat16.
 
 UA is the share of pictures that no longer show the concept; IRA and CRA are what the other concepts
 of its kind and of the other kind keep of theirs (Zhang et al., UnlearnCanvas, arXiv 2402.11846).
@@ -149,15 +150,16 @@ RIVALS = {
 
 @dataclass(frozen=True)
 class Bench:
-    """The model, what is kept, and the split that rows are judged by."""
+    """The model, what draws its pictures, what is kept, and the split that rows are judged by."""
 
     denoiser: Headless
+    artist: Headless
     kept: Kept
     judged: Split = JUDGED
 
     def before(self, split: Split) -> dict[str, Any]:
         key = f"before, {_name(split)}"
-        return self.kept.get(key, lambda: {"seen": readings(self.denoiser, split)})
+        return self.kept.get(key, lambda: {"seen": readings(self.artist, split)})
 
     def run(self, name: str, concept: str, setting: Setting, seed: int) -> dict[str, Any]:
         """One that a row is of."""
@@ -180,8 +182,8 @@ class Bench:
         started = time.process_time()
         erasure, evaluations = make(self.denoiser, concept, setting)
         cpu = time.process_time() - started
-        with applied(self.denoiser, [(erasure, 1.0)]):
-            seen = readings(self.denoiser, split)
+        with applied(self.artist, [(erasure, 1.0)]):
+            seen = readings(self.artist, split)
         return {
             "lines": [concept],
             "cpu_seconds": round(cpu, 1),
@@ -276,7 +278,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--per-pair", type=int, default=JUDGED.per_pair)
     parser.add_argument("--no-search", action="store_true")
     asked = parser.parse_args(argv)
-    bench = Bench(pocket.load(), Kept(asked.out), replace(JUDGED, per_pair=asked.per_pair))
+    judged = replace(JUDGED, per_pair=asked.per_pair)
+    bench = Bench(pocket.load(), pocket.load("bf16"), Kept(asked.out), judged)
     searched_on = () if asked.no_search else asked.search_on or SEARCHED_ON
     lines = [HEAD]
     for name in asked.rival or RIVALS:
