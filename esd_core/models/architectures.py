@@ -10,7 +10,9 @@ Of transformers, esd-x trains what text enters attention through. Where a block 
 own for text (FLUX, SD3, Qwen-Image), those of its attention; where pictures and text share all
 weights (Z-Image, Lumina 2, Krea 2), the layers that text passes before it meets the picture; where
 there is cross-attention (Wan, Anima), that. The official code (at 2ff19a1) trains more for
-FLUX: the picture's attention too. esd-u is the rest of the layers within the blocks.
+FLUX: the picture's attention too. esd-u is the rest of the layers within the blocks. The
+layer for pooled text (SD3's y_embedder) stays as it is: with it, styles came apart on pocket-dit
+(BENCHMARKS.md).
 
 HiDream has blocks of the first kind and of the second, and text comes anew to each through a layer
 of its own: esd-x trains those layers too, which the public closed form for it edits alone
