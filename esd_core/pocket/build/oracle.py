@@ -44,8 +44,8 @@ def train_oracle(work: Path, seed: int) -> Oracle:
 
 
 def _draw_loosely(name: str, look: str, rng: np.random.Generator) -> Picture:
-    """On any stage, repainted, half gone, bent and softened before its look is laid over it, which
-    no worsening of a finished drawing gives."""
+    """On any stage, repainted, half transparent, bent and softened before its look is laid over it,
+    which no worsening of a finished drawing gives."""
     stage, seed = str(rng.choice(OBJECTS)), int(rng.integers(2**32))
     scene, empty = (
         draw_scene(shown, np.random.default_rng(seed), stage, _repaint(rng))
