@@ -190,7 +190,7 @@ def _measured(trained: training.Trained) -> dict[str, dict[str, float]]:
 
 
 def _share(part: float) -> str:
-    return f"{part:.0%} left" if part > 0 else f"gone ({part:.0%})"
+    return f"{part:.0%} left"
 
 
 def _named(prompt: str) -> str:

@@ -278,7 +278,9 @@ def _summary(out: Path, result: Result) -> str:
         f"{report['teacher_evaluations']} evaluations for samples, {report['seconds']:.1f} s"
     ]
     if probes:
-        lines.append("left of the concept, by its probe's worst prompt (0 % and below: gone)")
+        lines.append(
+            "left of the concept, by its probe's worst prompt (up to 20 %: maybe by chance)"
+        )
         for line, share in probes.share.items():
             lines.append(f'  {share:8.1%}  {line}, asked as "{probes.prompt[line]}"')
         lines.append("drift of other prompts")

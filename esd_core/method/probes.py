@@ -1,28 +1,28 @@
 """Probes: how much of a concept is left, and what else has moved, without decoding a picture.
 
-Both are measured at states of the teacher's own guided trajectories, from noise that training
-never sees.
+Both are measured from noise that training never sees: the first by where the student's own guided
+trajectories end, the second at states of the teacher's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from typing import Any, TypeVar
 
 import torch
-from einops import repeat
+from einops import reduce, repeat
 from torch import Tensor
 
 from ..config.settings import ErasureConfig
-from ..models.denoiser import Conditioning, Denoiser
+from ..models.denoiser import Denoiser
 from ..models.swap import Weight
-from .sampling import sample, unit_noise
 from .shares import ALONE, Alone
-from .terms import Term, preserving
+from .terms import Term, preserving, prompts_of
+from .trajectories import Trajectories
 
-TRAJECTORIES, STEPS = 2, 8
+TRAJECTORIES, STEPS = 4, 5
 CONTROL_PROMPTS = ("a photo of a dog", "a portrait of a woman", "a city street at night")
 """Prompts that an erasure should leave alone, watched but not trained on."""
 
@@ -38,10 +38,10 @@ class ProbeReport:
     """Shares of concepts, by the lines that name them, and drifts of prompts.
 
     Attributes:
-        share: 1 before training; 0 where all of the concept is taken away; -eta where the student
-            has reached the target of `c` or `c <- f`. Of several prompts, the worst.
+        share: 1 before training; 0 where the student draws what the teacher does without the
+            concept, or lies beyond that. Of several prompts, the worst.
         prompt: which one that is.
-        distance: |student - base| / |concept - base| there, which is eta at the target.
+        distance: |student - without| / |with - without| there, of what is drawn.
         drift: |student - teacher| / |teacher| for preserved and control prompts.
         reach: |concept - base| / |base|, how far the concept itself moves a prediction there.
     """
@@ -58,32 +58,50 @@ class ProbeReport:
 
 @dataclass(frozen=True)
 class _States:
-    """What the teacher predicts at the states of one prompt's trajectories; rows are states.
+    """What the teacher predicts for a prompt along its trajectories; rows are states.
 
-    On the CPU, and with one row of `prompt` for all: there are a dozen of these, and at SDXL's
-    size they would take 0.3 GB of the device.
+    On the CPU: at SDXL's size all of them would take 0.3 GB of the device.
     """
 
     x: Tensor
     sigma: Tensor
-    prompt: Conditioning
-    predicted: dict[str, Tensor]
+    predicted: Tensor
 
 
-def watched_rollouts(config: ErasureConfig) -> list[tuple[str, ...]]:
-    """Of the prompts whose drift is measured."""
-    preserved = (term.student for term in preserving(config))
-    return [(prompt, "") for prompt in (*preserved, *CONTROL_PROMPTS)]
+@dataclass(frozen=True)
+class _Drawn:
+    """Where the teacher's trajectories for a term end, with its concept and without, [n, C, h, w]
+    on the CPU; and of the first's states |concept - base|, alone and as a part of |base|."""
+
+    shown: Tensor
+    without: Tensor
+    moved: float
+    reach: float
+
+
+def watched_prompts(config: ErasureConfig) -> tuple[str, ...]:
+    """Those whose drift is measured."""
+    return (*(term.student for term in preserving(config)), *CONTROL_PROMPTS)
+
+
+def is_plain(term: Term) -> bool:
+    """Whether a term's prompt without its concept is its base, and not what `<-` leaves."""
+    return term.concept == term.student
 
 
 class Probes:
     """Records the teacher once; `measure` then compares the student with it.
 
-    With the prompt s that a term's student is given, its concept c, d = d*(c) - d*(base) and <,>
-    summed over all states:  share = 1 - <d*(s) - d_student(s), d> / <d, d>.
-    The plain ratio of norms cannot tell a concept that is there from one that is pushed to the
-    other side, where the target lies; the sign of the projection can. What is taken away counts
-    against all of the concept, so that it holds as well where s shows little of it.
+    From the same noise, with the prompt s that a term's student is given, the teacher draws x(s)
+    and, following d*(s) - [d*(c) - d*(base)], x0: for a plain line what the base leads to. Of what
+    the student draws for s, in latents,
+
+        left = 1 - <x(s) - x_student(s), x(s) - x0> / |x(s) - x0|^2,
+
+    and the share is the root mean square of max(left, 0) over trajectories: one that goes beyond x0
+    does not make good what another leaves. Predictions are not compared: d*(c) - d*(base) can be
+    gone from the student at every state of the teacher's trajectories and an object still be drawn,
+    since a little of it at high noise is enough (BENCHMARKS.md).
     """
 
     def __init__(
@@ -99,141 +117,133 @@ class Probes:
             probed: by line, the terms whose worst is its share.
             config: trajectories have no more steps than its own, so that probing stays cheap.
             sampling_batch: how many evaluations go through the network together.
-            ranks: who keeps the states and measures there, each its share.
+            ranks: who keeps what is recorded and measures it, each its share.
         """
         self._denoiser, self._config, self._sampling_batch = denoiser, config, sampling_batch
         self._ranks = ranks
-        self._watched = watched_rollouts(config)
-        self._states: dict[tuple[str, ...], _States] = {}
-        rollouts = [term.rollout() for term in chain(*probed.values())]
-        asked = ranks.share([*dict.fromkeys([*rollouts, *self._watched])])
-        for width in sorted({len(prompts) for prompts in asked}):  # those are followed side by side
-            alike = [prompts for prompts in asked if len(prompts) == width]
-            most = sampling_batch or TRAJECTORIES * width * len(alike)
-            together = max(1, most // (TRAJECTORIES * width))
-            for start in range(0, len(alike), together):
-                self._record(alike[start : start + together])
-        self._probed = self._telling(probed)
-
-    def _record(self, asked: Sequence[tuple[str, ...]]) -> None:
-        """States of trajectories that all start from the same noise.
-
-        asked: for each, the prompt that it follows, the empty one, and any other to predict.
-        """
-        config, denoiser = self._config, self._denoiser
-        prompts = list(dict.fromkeys(p for column in zip(*asked, strict=True) for p in column))
-        encoded = denoiser.encode(prompts, config.width, config.height)
-        places = torch.tensor([[prompts.index(p) for p in row] for row in asked])
-        columns = repeat(places, "p c -> c (p n)", n=TRAJECTORIES)
+        self._watched = watched_prompts(config)
+        every: list[Term | str] = [*chain(*probed.values()), *self._watched]
+        own = ranks.share([*dict.fromkeys(every)])
+        terms = [what if isinstance(what, Term) else Term(what, what) for what in own]
         # Held out whatever the run's seed is.
         seed = _PROBE_SEED + (config.seed == _PROBE_SEED)
-        shape = denoiser.latent_shape(config.width, config.height)
-        generator = torch.Generator().manual_seed(seed)
-        noise = unit_noise((TRAJECTORIES, *shape), generator, denoiser.device)
-        seen: list[tuple[Tensor, float, list[Tensor]]] = []
+        asked = denoiser, prompts_of(terms), config, TRAJECTORIES, STEPS, seed
+        self._trajectories = Trajectories(*asked)
+        self._drawn = {what: self._draw(what) for what in own if isinstance(what, Term)}
+        self._states = {what: self._record(what) for what in own if isinstance(what, str)}
+        self._probed = self._telling(probed)
 
-        def see(x: Tensor, sigma: float, predicted: Sequence[Tensor]) -> None:
-            seen.append((x.cpu(), sigma, [prediction.cpu() for prediction in predicted]))
+    def _draw(self, term: Term) -> _Drawn:
+        """By the teacher, with the term's concept and without."""
+        prompts = term.rollout()
+        squares = torch.zeros(2, dtype=torch.float64)
 
-        sample(
-            denoiser,
-            repeat(noise, "n ... -> (p n) ...", p=len(asked)),
-            [encoded.select(column) for column in columns],
-            denoiser.schedule(min(STEPS, config.trajectory.steps), config.width, config.height),
-            config.trajectory.guidance,
-            see,
-            self._sampling_batch,
-        )
-        sigma = torch.tensor([s for _, s, _ in seen])
-        sigma = repeat(sigma, "s -> (s n)", n=TRAJECTORIES)
-        for index, row in enumerate(asked):
-            part = slice(index * TRAJECTORIES, (index + 1) * TRAJECTORIES)
-            x = torch.cat([states[part] for states, _, _ in seen])
-            predicted = [
-                torch.cat([predictions[i][part] for _, _, predictions in seen])
-                for i in range(len(row))
-            ]
-            own = encoded.select([int(places[index, 0])]).map(lambda tensor: tensor.cpu())
-            self._states[row] = _States(x, sigma, own, dict(zip(row, predicted, strict=True)))
+        def see(_: Tensor, __: float, predictions: Sequence[Tensor]) -> None:
+            predicted = dict(zip(prompts, predictions, strict=True))
+            base = predicted[term.base]
+            moved = predicted[str(term.concept)] - base
+            squares.add_(torch.stack([t.square().sum() for t in (moved, base)]).cpu())
+
+        def lead(predictions: Sequence[Tensor]) -> Tensor:
+            once = replace(term, anchor=term.student, push=1.0)
+            return once.target(dict(zip(prompts, predictions, strict=True)))
+
+        together = self._sampling_batch
+        shown = self._trajectories.follow(prompts, together, see)
+        if is_plain(term):
+            without = self._trajectories.follow((term.base, ""), together)
+        else:
+            without = self._trajectories.follow(prompts, together, lead=lead)
+        moved, base = squares.sqrt()
+        return _Drawn(shown, without, float(moved), float(moved / base))
+
+    def _record(self, prompt: str) -> _States:
+        """Along the teacher's trajectories for a watched prompt."""
+        seen: list[tuple[Tensor, float, Tensor]] = []
+
+        def see(x: Tensor, sigma: float, predictions: Sequence[Tensor]) -> None:
+            seen.append((x.cpu(), sigma, predictions[0].cpu()))
+
+        self._trajectories.follow((prompt, ""), self._sampling_batch, see)
+        xs, levels, predicted = zip(*seen, strict=True)
+        sigma = repeat(torch.tensor(levels), "s -> (s n)", n=TRAJECTORIES)
+        return _States(torch.cat(xs), sigma, torch.cat(predicted))
 
     @property
     def rows(self) -> int:
         """Evaluations that a measurement takes here."""
-        asked = chain((term.rollout() for term in chain(*self._probed.values())), self._watched)
-        return sum(len(self._states[prompts].x) for prompts in asked if prompts in self._states)
+        leading = 1 if self._denoiser.is_guided else 2
+        asked = [term for term in chain(*self._probed.values()) if term in self._drawn]
+        states = self._trajectories.states
+        return states * (leading * len({*asked}) + len(self._states))
 
     @torch.no_grad()
     def measure(self, student: Mapping[str, Weight]) -> ProbeReport:
         """Compares the student of these tensors with the recorded teacher."""
         report = ProbeReport({}, {}, {}, {})
+        terms = dict.fromkeys(chain(*self._probed.values()))
         with self._denoiser.swapped(student):
-            every = {term: term.rollout() for term in chain(*self._probed.values())}
-            left = self._everywhere(self._left, every)
-            reaches = self._everywhere(self._reach, every)
-            drifts = self._everywhere(self._drift, {prompts: prompts for prompts in self._watched})
-        for line, terms in self._probed.items():
-            worst = max((*left[term], term.student) for term in terms)
+            left = self._everywhere(self._left, terms, self._drawn)
+            report.drift.update(self._everywhere(self._drift, self._watched, self._states))
+        reaches = self._everywhere(lambda term: self._drawn[term].reach, terms, self._drawn)
+        for line, asked in self._probed.items():
+            worst = max((*left[term], term.student) for term in asked)
             report.share[line], report.distance[line], report.prompt[line] = worst
-            report.reach[line] = max(reaches[term] for term in terms)
-        report.drift.update({prompts[0]: drift for prompts, drift in drifts.items()})
+            report.reach[line] = max(reaches[term] for term in asked)
         return report
 
     def _everywhere(
-        self, measure: Callable[[K], V], what: Mapping[K, tuple[str, ...]]
+        self, measure: Callable[[K], V], what: Iterable[K], here: Container[K]
     ) -> dict[K, V]:
-        """What ranks measure together, each where it has the states; what: with whose those are."""
-        here = {key: measure(key) for key, asked in what.items() if asked in self._states}
-        found = dict(chain(*(part.items() for part in self._ranks.gather(here))))
+        """What ranks measure together, each where it has what was recorded."""
+        own = {key: measure(key) for key in what if key in here}
+        found = dict(chain(*(part.items() for part in self._ranks.gather(own))))
         return {key: found[key] for key in what}
 
     def _telling(self, probed: Mapping[str, Sequence[Term]]) -> dict[str, list[Term]]:
         """Those in which the concept moves the teacher: a style named as an object may not."""
-        every = chain(*probed.values())
-        moved = self._everywhere(self._moved, {term: term.rollout() for term in every})
+        every = [*chain(*probed.values())]
+        moved = self._everywhere(lambda term: self._drawn[term].moved, every, self._drawn)
         most = {line: max(moved[term] for term in terms) for line, terms in probed.items()}
         return {
             line: [term for term in terms if moved[term] >= _TELLING * most[line]]
             for line, terms in probed.items()
         }
 
-    def _moved(self, term: Term) -> float:
-        return float(self._direction(term).norm())
-
-    def _direction(self, term: Term) -> Tensor:
-        predicted = self._states[term.rollout()].predicted
-        return predicted[str(term.concept)] - predicted[term.base]
-
-    def _reach(self, term: Term) -> float:
-        base = self._states[term.rollout()].predicted[term.base]
-        return float(self._direction(term).norm() / base.norm())
-
     def _left(self, term: Term) -> tuple[float, float]:
         """Share and distance."""
-        states, direction = self._states[term.rollout()], self._direction(term)
-        predicted = self._predict(states)
-        taken = (states.predicted[term.student] - predicted) * direction
-        share = 1 - float(taken.sum() / direction.square().sum())
-        return share, float((predicted - states.predicted[term.base]).norm() / direction.norm())
+        drawn = self._drawn[term]
+        own = self._trajectories.follow((term.student, ""), self._together)
+        whole = drawn.shown - drawn.without
+        taken, most = (
+            reduce(part, "n ... -> n", "sum")
+            for part in ((drawn.shown - own) * whole, whole.square())
+        )
+        share = (1 - taken / most).relu().square().mean().sqrt()
+        return float(share), float((own - drawn.without).norm() / whole.norm())
 
-    def _drift(self, prompts: tuple[str, ...]) -> float:
-        states = self._states[prompts]
-        own = states.predicted[prompts[0]]
-        return float((self._predict(states) - own).norm() / own.norm())
+    def _drift(self, prompt: str) -> float:
+        states = self._states[prompt]
+        own = self._predict(states, prompt)
+        return float((own - states.predicted).norm() / states.predicted.norm())
 
-    def _predict(self, states: _States) -> Tensor:
-        """The student's direction at all states, on the CPU, in batches no larger than the
-        training's, or a round's."""
+    def _predict(self, states: _States, prompt: str) -> Tensor:
+        """The student's direction at all states, on the CPU."""
         device = self._denoiser.device
-        prompt = states.prompt.map(lambda tensor: tensor.to(device))
-        batch = self._config.training.batch_size
-        parts = torch.arange(len(states.x)).split(min(batch, self._sampling_batch or batch))
+        parts = torch.arange(len(states.x)).split(self._together)
         return torch.cat(
             [
                 self._denoiser.predict(
                     states.x[rows].to(device),
                     states.sigma[rows].to(device),
-                    prompt.select([0] * len(rows)),
+                    self._trajectories.rows(prompt, len(rows)),
                 ).cpu()
                 for rows in parts
             ]
         )
+
+    @property
+    def _together(self) -> int:
+        """Evaluations of the student at once: no more than in training, or in a round."""
+        batch = self._config.training.batch_size
+        return min(batch, self._sampling_batch or batch)

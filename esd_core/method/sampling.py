@@ -13,6 +13,8 @@ from .objective import guided
 
 OnStep = Callable[[Tensor, float, Sequence[Tensor]], None]
 """Called with x [B, C, h, w], its sigma, and the predictions there, one [B, C, h, w] a prompt."""
+Lead = Callable[[Sequence[Tensor]], Tensor]
+"""From the predictions, one [B, C, h, w] a prompt, to what is followed of them."""
 
 
 def predict_together(
@@ -46,11 +48,12 @@ def sample(
     guidance: float,
     on_step: OnStep | None = None,
     sampling_batch: int | None = None,
+    lead: Lead | None = None,
 ) -> Tensor:
     """Euler's method on the guided prediction; returns the latents, float32 [B, C, h, w].
 
-    Where guidance is an input of the network (FLUX.1 dev), that follows the prompt alone with it,
-    and `on_step` sees predictions with the guidance of targets, as in the official code
+    Where guidance is an input of the network (FLUX.1 dev), predictions with it are followed as they
+    are, and `on_step` sees predictions with the guidance of targets, as in the official code
     (rohitgandikota/erasing at 2ff19a1: sampled at 3.5, targets at 1).
 
     Args:
@@ -61,18 +64,20 @@ def sample(
         on_step: sees every step before it is taken.
         sampling_batch: how many evaluations go through the network together; None for all of a
             step.
+        lead: what is followed; without it the first prompt's prediction.
     """
     x = noise * schedule.initial_scale
     levels = schedule.sigmas.tolist()
     is_embedded = prompts[0].guidance is not None
-    led = [prompts[0].guided(guidance)] if is_embedded else prompts
+    leading = prompts[:1] if is_embedded and not lead else prompts
+    led = [prompt.guided(guidance) for prompt in leading]
     for sigma, following in zip(levels[:-1], levels[1:], strict=True):
         predictions = predict_together(denoiser, x, sigma, led, sampling_batch)
         if on_step and is_embedded:
             on_step(x, sigma, predict_together(denoiser, x, sigma, prompts, sampling_batch))
         elif on_step:
             on_step(x, sigma, predictions)
-        direction = predictions[0]
+        direction = lead(predictions) if lead else predictions[0]
         if not is_embedded:
             direction = guided(direction, predictions[1], guidance)
         x = x + (following - sigma) * direction

@@ -11,7 +11,7 @@ from itertools import chain
 
 from ..config.settings import ErasureConfig
 from ..method.contexts import probed, term_source
-from ..method.probes import STEPS, TRAJECTORIES, watched_rollouts
+from ..method.probes import STEPS, TRAJECTORIES, is_plain, watched_prompts
 from ..method.samples import batches_of
 from ..method.terms import RoundTerms, TermSource
 from ..models.denoiser import Denoiser
@@ -28,10 +28,12 @@ class Work:
 
 def recording_rows(config: ErasureConfig, denoiser: Denoiser) -> int:
     """Evaluations for what probes hold the student against."""
-    asked = {term.rollout() for term in chain(*probed(config).values())}
-    asked |= {*watched_rollouts(config)}
-    leading = _leading(denoiser)
-    return _states(config) * sum(len(prompts) + leading for prompts in asked)
+    leading, following = _leading(denoiser), _following(denoiser)
+    rows = sum(2 + leading for _ in {*watched_prompts(config)})
+    for term in {*chain(*probed(config).values())}:
+        width = len(term.rollout())
+        rows += width + leading + (following if is_plain(term) else width)
+    return _states(config) * rows
 
 
 def _leading(denoiser: Denoiser) -> int:
@@ -40,10 +42,16 @@ def _leading(denoiser: Denoiser) -> int:
     return 1 if denoiser.is_guided else 0
 
 
+def _following(denoiser: Denoiser) -> int:
+    """Evaluations a step of a trajectory from which nothing is learnt but where it ends."""
+    return 1 if denoiser.is_guided else 2
+
+
 def expected(config: ErasureConfig, denoiser: Denoiser, probe_interval: int) -> Work:
     """A run from its first step, about: which probes tell is known when they are recorded."""
-    terms = len([*chain(*probed(config).values())])
-    probe = _states(config) * (terms + len(watched_rollouts(config)))
+    terms = len({*chain(*probed(config).values())})
+    followed = terms * _following(denoiser)
+    probe = _states(config) * (followed + len({*watched_prompts(config)}))
     source = term_source(config, denoiser.architecture)
     return _work(config, source, _leading(denoiser), probe, probe_interval)
 

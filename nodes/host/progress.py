@@ -33,7 +33,7 @@ _EDGE = 320
 """Of the pictures that a page is sent."""
 _SECONDS = 0.5
 """Between two lines of text that no step has caused."""
-_PROBES = 8
+_PROBES = 6
 """Points of the chart's shares, where the config asks for no probes: it takes that many to see
 whether to stop."""
 

@@ -5,7 +5,8 @@ import { grow, place, takePlace } from "./place.js";
 
 const NARROWEST = 260;
 export const THUMBS = 8;
-const GONE = 0.02;
+/** So much of a concept can seem left by chance, in four pictures that show none. */
+const GONE = 0.2;
 
 const style = document.createElement("style");
 style.textContent = `

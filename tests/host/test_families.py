@@ -18,7 +18,7 @@ from esd_core.models.architectures import ARCHITECTURES
 from esd_core.models.embedded import POCKET_DIT
 
 STEPS = 20
-RATES = {"z-image": 3e-4}
+RATES = {"flux2": 1e-4, "z-image": 3e-4}
 """Where a first step at the rate of the others undoes more than it teaches."""
 UNUSED = Counter({"qwen-image": 4})
 """Trained tensors that the network throws away: the last block's queries and output for text."""
@@ -134,10 +134,7 @@ def test_it_learns(server, family, trained):
     losses = json.loads(metadata[Key.LOSSES])
     assert len(losses) == STEPS and min(losses) > 0
     (share,) = json.loads(metadata[Key.PROBES])["share"].values()
-    if family == "z-image":  # in a few steps the worst prompt's share does not fall there
-        assert sum(losses[-5:]) < sum(losses[1:6])
-    else:
-        assert share < 0.9
+    assert share < 0.9
     assert ARCHITECTURES[metadata[Key.ARCHITECTURE]].hosts
 
 

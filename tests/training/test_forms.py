@@ -14,7 +14,7 @@ SHORT = {
     "width": 64,
     "height": 64,
     "trajectory": {"steps": 4, "count": 2, "reuse": 2},
-    "training": {"steps": 8, "precision": "fp32", "warmup": 0, "probe_every": 0},
+    "training": {"steps": 12, "precision": "fp32", "warmup": 0, "probe_every": 0},
 }
 
 

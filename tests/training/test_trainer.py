@@ -233,7 +233,7 @@ def test_warm_up_is_linear_and_then_over(denoiser, settings, recorder):
 
 def test_training_erases(denoiser, settings, recorder):
     """Half of what the concept adds to its bare prompt is gone after a few steps."""
-    config = settings({"training.steps": 10, "training.learning_rate": 3e-4})
+    config = settings({"training.steps": 20, "training.learning_rate": 3e-4})
     trainer, host = trainer_of(denoiser, config), recorder()
     worst = trainer.run(host, host).probes.share["Van Gogh"]
     bare = probes_of(denoiser, config).measure(trainer.student.tensors()).share["Van Gogh"]
