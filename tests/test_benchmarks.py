@@ -160,10 +160,8 @@ def test_struck_words_are_never_drawn(monkeypatch):
 
 
 def test_a_probe_is_held_against_pictures():
-    """By hand: capped at 0.4, the shares are those of pictures, and one is missed."""
-    seen = [(0.9, 1.0), (0.2, 0.5), (-0.1, 0.0), (0.0, 0.4), (0.4, 1.0), (0.04, 0.1), (0.0, 0.0)]
+    """By hand: shares are 0.35 below those of pictures, and one is missed."""
+    seen = [(0.65, 1.0), (0.15, 0.5), (0.05, 0.4), (-0.35, 0.0)]
     told = probes.table({"house": seen}).splitlines()
-    assert told[2].startswith("| house | 90%, 100% | 20%, 50% | -10%, 0% |")
-    assert "1 of 7" in told[-1]
-    plain, capped = (float(word.rstrip(",")) for word in told[-1].split()[1:3])
-    assert plain < capped < 1
+    assert told[2] == "| house | 65%, 100% | 15%, 50% | 5%, 40% | -35%, 0% |"
+    assert told[-1].startswith("correlation: 1.000;") and "1 of 4" in told[-1]
