@@ -6,8 +6,9 @@ name alone.
         [--weights FOLDER]
 
 Prompts and seeds are in no other file, and no setting was chosen on them. Erasures are trained in
-float32; pictures are drawn in bfloat16, before and after, which takes half the time and reads
-alike. OUT.json keeps every run that is done, so that an interrupted table goes on. With --struck no
+float32; pictures are drawn, before and after, in bfloat16 on a CPU that computes it, which takes
+half the time and reads alike. OUT.json keeps every run that is done, so that an interrupted table
+goes on. With --struck no
 word of pocket's world is in the lists that contexts draw from. With --weights the model is one of
 the same kind that `python -m esd_core.pocket.build` made from another seed; the oracle is the
 shipped one's.
@@ -250,7 +251,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.struck:
         strike()
     model, out = arguments.model, arguments.out
-    denoiser, artist = (pocket.load(p, arguments.weights or model) for p in ("auto", "bf16"))
+    weights = arguments.weights or model
+    denoiser, artist = pocket.load(model=weights), pocket.load_artist(weights)
     state = json.loads(out.read_text()) if out and out.exists() else {"runs": []}
     if "before" not in state:
         worded = {name: shown_in_wordings(artist, name) for name in (*OBJECTS, *STYLES)}

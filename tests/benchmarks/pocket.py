@@ -9,6 +9,7 @@ from esd_core.config.presets import settled
 from esd_core.config.settings import ErasureConfig
 from esd_core.models.embedded import POCKET
 from esd_core.models.headless import Headless
+from esd_core.models.loading import quick_precision
 from esd_core.training.plan import check
 from esd_core.training.run import prepare
 from esd_core.training.trainer import Trainer
@@ -18,6 +19,11 @@ CONCEPT = "Van Gogh"
 
 def load(precision: str = "auto", model: str = POCKET) -> Headless:
     return models.load(model, precision)
+
+
+def load_artist(model: str = POCKET) -> Headless:
+    """What draws pictures that are only read."""
+    return models.load(model, quick_precision())
 
 
 def config(model: str = POCKET, **settings: Any) -> ErasureConfig:

@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", action="append", choices=names, metavar="NAME")
     parser.add_argument("--seeds", type=int, default=1)
     asked = parser.parse_args(argv)
-    denoiser, artist, kept = pocket.load(), pocket.load("bf16"), Kept(asked.out)
+    denoiser, artist, kept = pocket.load(), pocket.load_artist(), Kept(asked.out)
     found = {}
     for seed in range(asked.seeds):
         for name in asked.only or names:

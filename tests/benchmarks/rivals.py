@@ -19,7 +19,7 @@ esd-x and esd-u draw their samples from whole trajectories, which cost a twentie
 schedule. Rows of the table are of efficacy.py's split, and of other training seeds. ESD's published
 runs are those of the scripts without what our presets add: nothing is preserved, one sample a
 step, gradients not clipped. All train at pocket's size and in float32, and pictures are drawn in
-bfloat16.
+bfloat16 where the CPU computes it.
 
 UA is the share of pictures that no longer show the concept; IRA and CRA are what the other concepts
 of its kind and of the other kind keep of theirs (Zhang et al., UnlearnCanvas, arXiv 2402.11846).
@@ -279,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-search", action="store_true")
     asked = parser.parse_args(argv)
     judged = replace(JUDGED, per_pair=asked.per_pair)
-    bench = Bench(pocket.load(), pocket.load("bf16"), Kept(asked.out), judged)
+    bench = Bench(pocket.load(), pocket.load_artist(), Kept(asked.out), judged)
     searched_on = () if asked.no_search else asked.search_on or SEARCHED_ON
     lines = [HEAD]
     for name in asked.rival or RIVALS:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...models.embedded import FLOW_SCALE
 from ...models.headless import Headless
+from ...models.loading import computes_bf16
 from ..models import build_transformer
 from ..world import SIZE
 from .batches import BATCH, Batches
@@ -37,6 +38,7 @@ def train_transformer(work: Path, seed: int, pocket: Headless) -> SD3Transformer
     batches = Batches(latents, FLOW_SCALE * vae.config.scaling_factor, encode)
     torch.manual_seed(seed)
     transformer = build_transformer()
+    quick = computes_bf16(torch.device("cpu"))  # as good as fp32, in 6 tenths of its time
 
     def loss_of(rng: np.random.Generator) -> Tensor:
         batch = batches.draw(rng)
@@ -45,7 +47,7 @@ def train_transformer(work: Path, seed: int, pocket: Headless) -> SD3Transformer
         level = sigma.view(-1, 1, 1, 1)
         noise = torch.randn_like(batch.latents)
         noisy = (1 - level) * batch.latents + level * noise
-        with torch.autocast("cpu", torch.bfloat16):  # as good, in 6 tenths of the time
+        with torch.autocast("cpu", torch.bfloat16, quick):
             guess = transformer(noisy, batch.context, batch.pooled, 1000 * sigma).sample
         return (guess - (noise - batch.latents)).square().mean()
 
