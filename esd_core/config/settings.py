@@ -210,8 +210,8 @@ class ErasureConfig(Settings):
     negative_guidance: Number = Field(1.0, ge=0, le=100)
     """How far the concept is pushed beyond its anchor. This is the paper's convention: 0 predicts
     like the anchor, 1 pushes equally far past it, away from the concept. The official SDXL and SD
-    scripts count one more: their 1 is 0 here, their 2 is 1. In contexts, the push away from a style
-    falls to a third of it over the run."""
+    scripts count one more: their 1 is 0 here, their 2 is 1. In contexts, a push of more than 1
+    away from a style falls to 1 over the run."""
     width: Size = 1024
     """Width of the training pictures, in pixels."""
     height: Size = 1024

@@ -4,7 +4,8 @@ A student that sees one prompt learns that prompt. So the concept is put into ge
 generic other words, and what it should give there is the same prompt without the concept, so that
 all else in it stays. Twice as many samples come from the same templates with other words in the
 concept's place, which are preserved: what is not shown to stay, goes. Several contexts lead each
-trajectory, one after the other. Away from a style the push falls during a run (`Role.push_left`).
+trajectory, one after the other. A push away from a style that is more than the paper's falls to
+that during a run.
 
 Words and templates are the same for every model and every concept.
 """
@@ -24,6 +25,7 @@ from .samples import batches_of
 from .templates import (
     ADJECTIVES,
     MEDIA,
+    PAPERS_PUSH,
     ROLES,
     Role,
     Template,
@@ -138,9 +140,10 @@ class ContextTerms:
         return RoundTerms((*erasing, *((term,) for term in drawn.preserving)), drawn.beside)
 
     def _pushed(self, template: Template, concept: Concept, done: float) -> Term:
+        eta = self._config.negative_guidance
         # What may be an object, too, needs all of its push.
-        left = max(role.push_left for role in self._roles[concept])
-        eta = self._config.negative_guidance * (1 - (1 - left) * done)
+        if all(role.push_falls for role in self._roles[concept]):
+            eta -= max(0.0, eta - PAPERS_PUSH) * done
         return erasing_in(template, concept, eta)
 
     def _deal(self, index: int) -> _Drawn:

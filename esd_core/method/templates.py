@@ -59,7 +59,7 @@ class Role:
         plain: templates of the concept alone. mixed: with a word of `words` beside it.
         held_out: of both sorts, for probes.
         others: what may stand in the concept's place.
-        push_left: of the push, at the end of a run.
+        push_falls: during a run, to `PAPERS_PUSH`.
     """
 
     plain: tuple[Template, ...]
@@ -67,11 +67,11 @@ class Role:
     held_out: tuple[Template, ...]
     words: tuple[str, ...]
     others: tuple[str, ...]
-    push_left: float = 1.0
+    push_falls: bool = False
 
 
-FALLEN = 1 / 3
-"""Of a push that is to fall. One that takes a style early in a run takes what is drawn in it as
+PAPERS_PUSH = 1.0
+"""Eta of arXiv 2303.07345. A larger one takes a style early in a run, and what is drawn in it as
 well if it goes on, and may fall: without the style, a prompt has another look. Without an object it
 has some other object, which is the same one now and then: there the push has to stay."""
 
@@ -107,7 +107,7 @@ STYLE = Role(
     ),
     words=OBJECTS,
     others=STYLES,
-    push_left=FALLEN,
+    push_falls=True,
 )
 OBJECT = Role(
     plain=(
