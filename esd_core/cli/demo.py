@@ -58,10 +58,8 @@ def run(arguments: Namespace) -> int:
     for concept, folder in folders.items():
         _check_concept(concept)
         outputs.check_outputs([folder / name for name in FILES], force=True)
-    from ..models.loading import quick_precision
-
     denoiser = models.load(POCKET, device=arguments.device)
-    artist = models.load(POCKET, quick_precision(arguments.device), arguments.device)
+    artist = models.load_artist(POCKET, arguments.device)
     before = None
     for concept, folder in folders.items():
         before = _show(denoiser, artist, concept, folder, before)

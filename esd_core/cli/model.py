@@ -51,6 +51,14 @@ def load(model: str, precision: str = "auto", device: str | None = None) -> Head
         return load_denoiser(model, precision, device)
 
 
+def load_artist(model: str, device: str | None = None) -> Headless:
+    """The model for pictures that are only read."""
+    hush()
+    from ..models.loading import quick_precision
+
+    return load(model, quick_precision(device), device)
+
+
 def base(model: str) -> Base:
     """The model's UNet alone; tensors on this disk are read one at a time."""
     _check_model(model)

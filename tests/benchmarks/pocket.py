@@ -9,7 +9,6 @@ from esd_core.config.presets import settled
 from esd_core.config.settings import ErasureConfig
 from esd_core.models.embedded import POCKET
 from esd_core.models.headless import Headless
-from esd_core.models.loading import quick_precision
 from esd_core.training.plan import check
 from esd_core.training.run import prepare
 from esd_core.training.trainer import Trainer
@@ -23,7 +22,7 @@ def load(precision: str = "auto", model: str = POCKET) -> Headless:
 
 def load_artist(model: str = POCKET) -> Headless:
     """What draws pictures that are only read."""
-    return models.load(model, quick_precision())
+    return models.load_artist(model)
 
 
 def config(model: str = POCKET, **settings: Any) -> ErasureConfig:

@@ -219,6 +219,16 @@ def test_force_overwrites_and_starts_anew(file: Path, tmp_path: Path) -> None:
 posix = pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to a child process")
 
 
+@pytest.mark.parametrize("load", ["load", "load_artist"])
+def test_a_model_is_loaded_quietly(load: str) -> None:
+    """In a process of its own: what the libraries say, they say as they are imported."""
+    code = f"from esd_core.cli import model; model.{load}('pocket', device='cpu')"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert (result.stdout, result.stderr) == ("", "")
+
+
 def wait_for(happened: Callable[[], bool], child: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 300
     while not happened():
