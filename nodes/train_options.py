@@ -21,7 +21,10 @@ WIDGETS = (
     *("training.gradient_checkpointing", "training.save_every", "training.preview_every"),
     *("training.probe_every", "training.until", "training.max_drift", "training.save_dtype"),
 )
-LATER = ("contexts", "training.schedule", "training.loss_weight", "training.deterministic")
+LATER = (
+    *("contexts", "training.schedule", "training.loss_weight", "training.deterministic"),
+    "training.robust",
+)
 """Last, so that workflows of before open as they were."""
 EVERYDAY = {
     *("preserve_weight", "training.batch_size", "training.optimizer", "training.rank"),

@@ -23,6 +23,7 @@ from trainers import trainer_of  # noqa: E402
 from esd_core.config.settings import ErasureConfig  # noqa: E402
 from esd_core.method import templates  # noqa: E402
 from esd_core.method.contexts import Draw  # noqa: E402
+from esd_core.pocket.world import LOOKS, OBJECTS  # noqa: E402
 
 
 def test_what_is_measured_on_a_gpu_is_tried_on_one_that_pretends(tmp_path, capsys):
@@ -157,6 +158,19 @@ def test_struck_words_are_never_drawn(monkeypatch):
     assert {draw.word(names) for _ in range(60)} == {*names}
     efficacy.strike()
     assert {draw.word(names) for _ in range(60)} == {"owl"}
+
+
+def test_what_is_erased_from_a_wider_concept_is_judged_within_it():
+    asked = [[name, look] for name in OBJECTS for look in LOOKS]
+    before = {"seen": [[*pair, *pair] for pair in asked]}
+    line = "Van Gogh <- a house in the style of Van Gogh"
+    pair = ["house", "Van Gogh"]
+    within = [[*pair, "house", "plain"], [*pair, "tree", "plain"], [*pair, "house", "Van Gogh"]]
+    run = {"lines": [line], "seen": before["seen"], "within": within, "wordings": {}}
+    found = efficacy.shares(run, before)
+    assert found["left"] == {"Van Gogh": 1 / 3} and found["beside"] == 2 / 3
+    # Of everything else as much is shown as was.
+    assert found["IRA"] == found["CRA"] == 1
 
 
 def test_a_probe_is_held_against_pictures():

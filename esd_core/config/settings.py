@@ -162,6 +162,11 @@ class TrainingConfig(Settings):
     """On a GPU, compute the same bits in every run, as a CPU does by itself: without it two runs
     differ there in their last digits, and so does one that was stopped and went on. Slower."""
 
+    robust: bool = False
+    """Train against an adversary as well, which looks for what brings the concept back in the space
+    of the text encoder's states. Words alone do not reach that far: the method esd-all does. It
+    takes more of what is kept with it, and a step takes longer."""
+
     @model_validator(mode="after")
     def _fit_each_other(self) -> TrainingConfig:
         if self.warmup > self.steps:

@@ -21,6 +21,7 @@ from ..method.shares import ALONE, Alone
 from ..method.terms import prompts_of
 from ..models.architectures import Architecture
 from ..models.denoiser import Denoiser, Rehearsable
+from .adversary import Adversary
 from .checkpoint import StateFile, damaged
 from .deterministic import deterministic
 from .events import Control, Events, Outcome
@@ -94,7 +95,10 @@ def prepare(
         rounds = Rounds(bank, config.training.batch_size, config.seed)
         student = make_student(denoiser, config)
         probes = Probes(denoiser, probed(config), config, together, ranks)
-        trainer = Trainer(denoiser, config, rounds, student, probes, plan, own_state, ranks)
+        adversary = Adversary(bank, config.seed, ranks) if config.training.robust else None
+        trainer = Trainer(
+            denoiser, config, rounds, student, probes, plan, own_state, ranks, adversary
+        )
         if own_state and state:
             try:
                 trainer.load_state_dict(state)

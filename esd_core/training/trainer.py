@@ -15,7 +15,8 @@ from ..method.rounds import Rounds
 from ..method.samples import Samples
 from ..method.shares import ALONE, Alone
 from ..method.terms import preserving
-from ..models.denoiser import Denoiser
+from ..models.denoiser import Conditioning, Denoiser
+from .adversary import Adversary
 from .checkpoint import StateFile
 from .deterministic import deterministic
 from .early_stop import RUNNING, EarlyStop
@@ -44,10 +45,11 @@ class Trainer:
         plan: Plan,
         state_file: StateFile | None = None,
         ranks: Alone = ALONE,
+        adversary: Adversary | None = None,
     ) -> None:
         self.denoiser, self.config, self.plan = denoiser, config, plan
         self.rounds, self.student, self.probes = rounds, student, probes
-        self.state_file, self.ranks = state_file, ranks
+        self.state_file, self.ranks, self.adversary = state_file, ranks, adversary
         self.update = Update(
             list(student.masters.values()),
             config.training,
@@ -106,14 +108,19 @@ class Trainer:
 
     def take_step(self) -> None:
         """One step of the optimizer, and the round before it where one is due."""
-        before = self.rounds.state_dict()
+        rounds, adversary = self.rounds, self.adversary
+        before = rounds.state_dict(), adversary.state_dict() if adversary else {}
         try:
-            batch = self.rounds.next_batch(self.student.tensors)
+            batch = rounds.next_batch(self.student.tensors)
+            if adversary:
+                adversary.learn(batch, self.plan.micro_batch, self.student.tensors(), self.step)
             loss = self._backward(batch)
             while not self.update.step(self.step):  # fp16 overflowed: again, at a lower scale
                 loss = self._backward(batch)
         except BaseException:  # it may have failed halfway: it is to be repeated in full
-            self.rounds.load_state_dict(before)
+            rounds.load_state_dict(before[0])
+            if adversary:
+                adversary.load_state_dict(before[1])
             self.update.discard()
             raise
         self.losses.append(loss)
@@ -124,7 +131,7 @@ class Trainer:
         losses = []
         for part in batch.share(self.ranks).split(self.plan.micro_batch):
             samples = part.to(self.denoiser.device)
-            prompts = self.rounds.bank.rows(samples.condition)
+            prompts = self._prompts(samples)
             # Inside until backward has run: checkpointing reads the swapped-in tensors again.
             with self.denoiser.swapped(self.student.tensors()):
                 predicted = self.denoiser.predict(samples.x, samples.sigma, prompts)
@@ -136,6 +143,11 @@ class Trainer:
         total = self.ranks.total(sum(losses))
         self.update.add_up()
         return total
+
+    def _prompts(self, samples: Samples) -> Conditioning:
+        if self.adversary:
+            return self.adversary.prompts(samples, self.step)
+        return self.rounds.bank.rows(samples.condition)
 
     def _refuse_non_finite(self, loss: Tensor, sigma: Tensor) -> None:
         if torch.isfinite(loss):
@@ -186,6 +198,7 @@ class Trainer:
             events.on_save(self.step, self.state_file.path)
 
     def state_dict(self) -> dict[str, Any]:
+        adversary = {"adversary": self.adversary.state_dict()} if self.adversary else {}
         return {
             "step": self.step,
             "losses": self.losses,
@@ -193,6 +206,7 @@ class Trainer:
             "student": self.student.state_dict(),
             "update": self.update.state_dict(),
             "early_stop": self.early_stop.state_dict(),
+            **adversary,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -201,6 +215,8 @@ class Trainer:
         self.rounds.load_state_dict(state["rounds"])
         self.update.load_state_dict(state["update"])
         self.early_stop.load_state_dict(state["early_stop"])
+        if self.adversary:
+            self.adversary.load_state_dict(state["adversary"])
         self.step, self.losses = state["step"], list(state["losses"])
 
 

@@ -2,8 +2,9 @@
 
     make bench NAME=attack [JSON=OUT.json] [ARGS="--only CONCEPT --attack NAME --per-pair N"]
 
-Each attack is on three models: the untouched one (the ceiling), one erased as published (the
-official SDXL script's esd-x, as in rivals.py), and one erased by our default. Beside the share of
+Each attack is on four models: the untouched one (the ceiling), one erased as published (the
+official SDXL script's esd-x, as in rivals.py), one erased by our default, and one by a robust run.
+Beside the share of
 pictures that show the concept stands their *coherence*: the share that shows what else their
 prompts name, for an object the style and for a style the object. A ruined model is robust too.
 
@@ -226,7 +227,7 @@ def latent(scene: Scene, erased: Tensors) -> Told:
 
 
 ATTACKS = {f.__name__: f for f in (bare, words, token, prompt, tuned, latent)}
-MODELS = {"no erasure": "", "as published": "esd-x", "ours": "ours"}
+MODELS = {"no erasure": "", "as published": "esd-x", "ours": "ours", "robust": "robust"}
 """By the rival whose published settings made it."""
 
 
@@ -242,11 +243,13 @@ def tensors_of(denoiser: Headless, rival: str, concept: str) -> dict[str, Tensor
     return merged(denoiser, [(erasure, 1.0)])
 
 
-def attack(scene: Scene, names: Sequence[str], kept: Kept) -> dict[str, dict[str, Told]]:
+def attack(
+    scene: Scene, names: Sequence[str], models: Sequence[str], kept: Kept
+) -> dict[str, dict[str, Told]]:
     """By attack and by model. An erasure is made when an attack on it is not kept."""
     found: dict[str, dict[str, Told]] = {name: {} for name in names}
-    for model, rival in MODELS.items():
-        erased = cache(partial(tensors_of, scene.denoiser, rival, scene.concept))
+    for model in models:
+        erased = cache(partial(tensors_of, scene.denoiser, MODELS[model], scene.concept))
         for name in names:
             key = f"{model}, {scene.concept}, {name}, {scene.per_pair} a pair"
             found[name][model] = kept.get(key, partial(_attacked, name, scene, erased))
@@ -260,11 +263,12 @@ def _attacked(name: str, scene: Scene, erased: Callable[[], Tensors]) -> Told:
 
 def table(found: Mapping[str, Mapping[str, Mapping[str, Told]]]) -> str:
     """By concept, attack and model; the two shares of a model side by side."""
-    heads = [f"{model}: shown | coherence" for model in MODELS]
-    lines = [f"| concept | attack | {' | '.join(heads)} |", "| --- " * (2 + 2 * len(MODELS)) + "|"]
+    models = [*next(iter(next(iter(found.values())).values()))]
+    heads = [f"{model}: shown | coherence" for model in models]
+    lines = [f"| concept | attack | {' | '.join(heads)} |", "| --- " * (2 + 2 * len(models)) + "|"]
     for concept, by_attack in found.items():
         for name, by_model in by_attack.items():
-            cells = [_share(by_model[m][what]) for m in MODELS for what in ("shown", "coherence")]
+            cells = [_share(by_model[m][what]) for m in models for what in ("shown", "coherence")]
             lines.append(f"| {concept} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -279,13 +283,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("--only", action="append", choices=names, metavar="CONCEPT")
     parser.add_argument("--attack", action="append", choices=[*ATTACKS], metavar="NAME")
+    parser.add_argument("--model", action="append", choices=[*MODELS], metavar="NAME")
     parser.add_argument("--per-pair", type=int, default=PER_PAIR)
     asked = parser.parse_args(argv)
     denoiser, oracle, kept = pocket.load(), load_oracle(), Kept(asked.out)
     found = {}
     for concept in asked.only or CONCEPTS:
         scene = Scene(denoiser, oracle, concept, asked.per_pair)
-        found[concept] = attack(scene, asked.attack or [*ATTACKS], kept)
+        found[concept] = attack(scene, asked.attack or [*ATTACKS], asked.model or [*MODELS], kept)
     print("\n" + table(found))
 
 

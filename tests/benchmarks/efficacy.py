@@ -3,14 +3,14 @@ name alone.
 
     make bench NAME=efficacy [JSON=OUT.json] [ARGS="--model pocket-dit --seeds N --only NAME"]
     python -m benchmarks.efficacy OUT.json [--model MODEL] [--seeds N] [--only NAME] [--struck]
-        [--weights FOLDER]
+        [--robust] [--weights FOLDER]
 
 Prompts and seeds are in no other file, and no setting was chosen on them. Erasures are trained in
 float32; pictures are drawn, before and after, in bfloat16 on a CPU that computes it, which takes
 half the time and reads alike. OUT.json keeps every run that is done, so that an interrupted table
 goes on. With --struck no word of pocket's world is in the lists that contexts draw from. With
---weights the model is one of the same kind that `python -m esd_core.pocket.build` made from another
-seed; the oracle is the shipped one's.
+--robust an adversary takes part in the runs. With --weights the model is one of the same kind that
+`python -m esd_core.pocket.build` made from another seed; the oracle is the shipped one's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from esd_core.models.embedded import EMBEDDED, POCKET
 from esd_core.models.headless import Headless
 from esd_core.pocket import GUIDANCE
 from esd_core.pocket.judge import KINDS, PromptOf, load_oracle, make_cases, read
-from esd_core.pocket.world import OBJECTS, PLAIN, SIZE, STYLES
+from esd_core.pocket.world import LOOKS, OBJECTS, PLAIN, SIZE, STYLES
 from esd_core.training.run import erase
 
 from . import pocket
@@ -96,6 +96,8 @@ class Split:
 
 
 JUDGED = Split(prompt_of, FIRST_SEED, STEPS, PER_PAIR)
+WIDER = Split(prompt_of, FIRST_SEED, STEPS, PER_PAIR * len(LOOKS))
+"""For a single pair, as many pictures as a name has."""
 
 
 def wordings(name: str) -> list[str]:
@@ -105,21 +107,27 @@ def wordings(name: str) -> list[str]:
 
 
 def measure(
-    model: str, denoiser: Headless, artist: Headless, lines: Sequence[str], seed: int
+    model: str,
+    denoiser: Headless,
+    artist: Headless,
+    lines: Sequence[str],
+    seed: int,
+    is_robust: bool = False,
 ) -> dict[str, Any]:
     """One run, and what its pictures show.
 
     model: its name. artist: the same model, in what draws the pictures.
     """
     started = time.process_time()
-    config = pocket.config(model, concepts=lines, seed=seed)
+    config = pocket.config(model, concepts=lines, seed=seed, training__robust=is_robust)
     result = erase(denoiser, config, pocket.Silent(), pocket.Silent())
     cpu = time.process_time() - started
     names = [concept.name for concept in config.concepts]
-    is_wider = any(concept.erase_from for concept in config.concepts)
+    wider = {name for name in KINDS for c in config.concepts if name in c.erase_from}
     with applied(artist, [(result.erasure, 1.0)]):
         after = readings(artist)
-        worded = {} if is_wider else {n: shown_in_wordings(artist, n) for n in names}
+        within = readings(artist, WIDER, wider) if wider else []
+        worded = {} if wider else {name: shown_in_wordings(artist, name) for name in names}
     return {
         "lines": list(lines),
         "seed": seed,
@@ -127,13 +135,18 @@ def measure(
         "evaluations": result.report["teacher_evaluations"],
         "probes": result.report["probes"]["share"],
         "seen": after,
+        "within": within,
         "wordings": worded,
     }
 
 
-def readings(denoiser: Headless, split: Split = JUDGED) -> list[list[str]]:
-    """A row a picture: object and look that were asked for, object and look that it shows."""
+def readings(
+    denoiser: Headless, split: Split = JUDGED, named: Set[str] = frozenset()
+) -> list[list[str]]:
+    """A row a picture: object and look that were asked for, object and look that it shows; of the
+    prompts in which all that is `named` stands."""
     cases = make_cases(split.per_pair, split.first_seed, split.prompt)
+    cases = [case for case in cases if named <= {*case.asked}]
     prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
     pictures = render(denoiser, prompts, seeds, split.steps, GUIDANCE, SIZE, SIZE)
     return [[*r.asked, *r.seen] for r in read(load_oracle(), cases, pictures)]
@@ -162,12 +175,11 @@ def shares(run: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     """
     concepts = [parse(line) for line in run["lines"]]
     names = [concept.name for concept in concepts]
-    wider = {n for n in KINDS for c in concepts if n in c.erase_from} - {*names}
     kinds = {KINDS[name] for name in names}
     kept = {n: _share(run, n, names) / _share(before, n, names) for n in KINDS if n not in names}
     same = [share for name, share in kept.items() if KINDS[name] in kinds]
     other = [share for name, share in kept.items() if KINDS[name] not in kinds]
-    beside = [r for r in run["seen"] if {*r[:2]} & {*names} and wider <= {*r[:2]}]
+    beside = run.get("within") or [r for r in run["seen"] if {*r[:2]} & {*names}]
     intact = [a == s for r in beside for a, s in zip(r[:2], r[2:], strict=True) if a not in names]
     return {
         "left": {name: _share({"seen": beside}, name, []) for name in names},
@@ -245,6 +257,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", action="append")
     parser.add_argument("--struck", action="store_true")
+    parser.add_argument("--robust", action="store_true")
     parser.add_argument("--weights", metavar="FOLDER")
     arguments = parser.parse_args(argv)
     if arguments.struck:
@@ -261,7 +274,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             is_done = any((r["lines"], r["seed"]) == ([*lines], seed) for r in state["runs"])
             if is_done or (arguments.only and " + ".join(lines) not in arguments.only):
                 continue
-            state["runs"].append(measure(model, denoiser, artist, lines, seed))
+            run = measure(model, denoiser, artist, lines, seed, arguments.robust)
+            state["runs"].append(run)
             if out:
                 out.write_text(json.dumps(state))
             print(table(state["runs"][-1:], state["before"]).splitlines()[-1], flush=True)

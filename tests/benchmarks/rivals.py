@@ -97,7 +97,8 @@ def trained(
 def config_of(preset: str, concept: str, setting: Setting) -> ErasureConfig:
     given = {name.replace("__", "."): value for name, value in setting.items()}
     size = {"width": SIZE, "height": SIZE, "training.save_dtype": "fp32"}
-    settings = {"concepts": [concept], **load_preset(preset)}
+    is_robust = bool(setting.get("training__robust"))
+    settings = {"concepts": [concept], **load_preset(preset, is_robust)}
     return ErasureConfig.from_mapping(override(override(settings, size), given))
 
 
@@ -141,6 +142,11 @@ RIVALS = {
         "ours, preset pocket",
         trained("pocket"),
         grid(training__learning_rate=(1e-3, 5e-4, 2e-3), preserve_weight=(3.0, 1.0)),
+    ),
+    "robust": Rival(
+        "ours, robust",
+        trained("pocket", training__robust=True),
+        grid(training__learning_rate=(7e-4, 5e-4, 1e-3), preserve_weight=(9.0, 6.0)),
     ),
 }
 

@@ -52,6 +52,19 @@ def test_a_preset_is_valid_and_commented(name: str) -> None:
     assert (FOLDER / f"{name}.toml").read_text(encoding="ascii").startswith("# ")
 
 
+def test_a_robust_run_has_settings_of_its_own_where_a_preset_has_some() -> None:
+    """Over the preset's, and under what is asked for."""
+    asked = {"concepts": ["Seurat"], "training.robust": True, "training.learning_rate": 2e-3}
+    robust, plain = settled("pocket", asked), settled("pocket", {**asked, "training.robust": False})
+    assert (robust.method, plain.method) == ("esd-all", "esd-x")
+    assert robust.training.steps > plain.training.steps
+    assert robust.training.learning_rate == plain.training.learning_rate == 2e-3
+    two = settled("pocket", {**asked, "concepts": ["Seurat", "house"]})
+    assert two.training.steps == 2 * robust.training.steps
+    without = settled("sdxl", {**asked, "training.robust": False})
+    assert settled("sdxl", asked) == without.override({"training.robust": True})
+
+
 @pytest.mark.parametrize("name", [name for name in names() if name not in EMBEDDED])
 def test_a_published_run_names_its_source(name: str) -> None:
     text = (FOLDER / f"{name}.toml").read_text(encoding="ascii")

@@ -384,6 +384,22 @@ def test_other_methods_train_their_own_tensors(server, method):
     }
 
 
+def test_an_adversary_takes_part_where_it_is_asked_for(server):
+    """From the second step on, in which the concept is looked for."""
+    found = []
+    for robust in (False, True):
+        graph = Graph(server)
+        model, clip, _ = graph.pocket()
+        prefix = f"esd/robust-{robust}"
+        given = {"steps": 2, "method": "esd-all", "filename_prefix": prefix}
+        graph.train(model, clip, {"robust": robust}, **given)
+        run = graph.run()
+        assert run.ending == "execution_success", run.error
+        (file,) = files(server, f"loras/{prefix}*")
+        found.append(read_erasure(file).tensors)
+    assert any(not tensor.equal(found[1][name]) for name, tensor in found[0].items())
+
+
 def test_a_low_rank_training_loads_with_the_stock_loader(server):
     graph = Graph(server)
     model, clip, vae = graph.pocket()

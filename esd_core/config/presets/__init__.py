@@ -39,11 +39,16 @@ def preset_names() -> tuple[str, ...]:
     return tuple(sorted(file.stem for file in FOLDER.glob("*.toml")))
 
 
-def load_preset(name: str) -> dict[str, Any]:
-    """The settings of a preset, as a mapping; most name no concept."""
+def load_preset(name: str, is_robust: bool = False) -> dict[str, Any]:
+    """The settings of a preset, as a mapping; most name no concept.
+
+    is_robust: with its table [robust] over them, where it has one.
+    """
     if name not in preset_names():
         raise ConfigError(f'no preset "{name}": expected one of {", ".join(preset_names())}')
-    return tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
+    settings = tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
+    robust = settings.pop("robust", {})
+    return override(settings, robust) if is_robust else settings
 
 
 def settled(preset: str, asked: Mapping[str, Any]) -> ErasureConfig:
@@ -55,9 +60,10 @@ def settled(preset: str, asked: Mapping[str, Any]) -> ErasureConfig:
     Raises:
         ConfigError: an unknown setting, or a bad value.
     """
-    settings = override(load_preset(preset), asked)
+    training = override(asked, {}).get("training", {})
+    settings = override(load_preset(preset, bool(training.get("robust"))), asked)
     config = ErasureConfig.from_mapping(settings)
-    says_steps = override(asked, {}).get("training", {}).get("steps") is not None
+    says_steps = training.get("steps") is not None
     if says_steps or not config.contexts or len(config.concepts) < 2:
         return config
     return config.override({"training.steps": config.training.steps * len(config.concepts)})
