@@ -26,7 +26,7 @@ from ..models.swap import Weight
 
 REACH = 0.5
 """How far a prompt is moved at most, as a share of its distance from the empty prompt."""
-STEPS, LENGTH = 3, 0.4
+STEPS, LENGTH = 3, 0.15
 """Of the search on a batch, and how long each is, as a share of the reach."""
 _STREAM = 0xADE5
 _SCALE = 2.0**10

@@ -55,7 +55,7 @@ def test_it_learns_what_brings_the_concept_back(denoiser, settings, recorder, ba
         return float(regression_loss(found, wanted, samples.weight))
 
     still, first = distance(bank.rows(samples.condition)), distance(adversary.prompts(samples, 1))
-    for _ in range(4):
+    for _ in range(8):
         adversary.learn(samples, 4, student, ODD)
     learnt = adversary.move
     adversary.learn(samples, 4, student, EVEN)
