@@ -164,8 +164,8 @@ class TrainingConfig(Settings):
 
     robust: bool = False
     """Train against an adversary as well, which looks for what brings the concept back in the space
-    of the text encoder's states. Words alone do not reach that far: the method esd-all does. It
-    takes more of what is kept with it, and a step takes longer."""
+    of the text encoder's states. Cross-attention alone does not hold what it finds: the method
+    esd-all does. A run takes longer, and more steps help."""
 
     @model_validator(mode="after")
     def _fit_each_other(self) -> TrainingConfig:

@@ -18,9 +18,10 @@ RUNS = {
         "training.rank": 4,
         "training.optimizer": "adafactor",
     },
-    "esd-u, on policy, checkpointing": {
+    "esd-u, on policy, checkpointing, robust": {
         "method": "esd-u",
         "trajectory.source": "student",
+        "training.robust": True,
     },
     "selfattn, several concepts, no clipping": {
         "method": "selfattn",
@@ -28,7 +29,11 @@ RUNS = {
         "preserve": ["a dog"],
         "training.max_grad_norm": 0.0,
     },
-    "esd-all, bf16, adafactor": {"method": "esd-all", "training.optimizer": "adafactor"},
+    "esd-all, bf16, adafactor, robust": {
+        "method": "esd-all",
+        "training.optimizer": "adafactor",
+        "training.robust": True,
+    },
     "esd-x, bf16": {"trajectory.guidance": 1.0, "training.schedule": "linear"},
 }
 
