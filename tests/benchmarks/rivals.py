@@ -146,7 +146,7 @@ RIVALS = {
     "robust": Rival(
         "ours, robust",
         trained("pocket", training__robust=True),
-        grid(training__learning_rate=(7e-4, 5e-4, 1e-3), preserve_weight=(9.0, 6.0)),
+        grid(training__learning_rate=(5e-4, 7e-4, 1e-3), preserve_weight=(9.0, 6.0)),
     ),
 }
 
