@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -86,7 +87,9 @@ class StopRequest:
 
 
 def hush() -> None:
-    """Silence diffusers and transformers, but for errors."""
+    """Silence diffusers, transformers and bitsandbytes, but for errors."""
+    # On CPUs with bf16 it misses a kernel for weights in 4 bits, which are not read here.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(diffusers|transformers)\.")
     from transformers.utils import logging as of_transformers
 

@@ -478,19 +478,22 @@ def test_precision_is_what_was_asked_for(folder):
 
 
 def test_the_quick_precision_is_quick_on_this_cpu():
-    """bf16 takes half of fp32's time on one CPU, and thirty times as long on another."""
-    x = torch.randn(4, 4, 16, 16)
+    """bf16 takes half of fp32's time on one CPU, and thirty times as long on another. By turns,
+    since other processes come and go."""
+    x = torch.randn(16, 4, 16, 16)
 
-    def seconds(precision):
+    def prediction(precision):
         pocket = load_denoiser(POCKET, precision, "cpu")
         asked = pocket.encode([""] * len(x), 128, 128)
-        with torch.no_grad():
-            once = partial(pocket.predict, x, torch.ones(len(x)), asked)
-            return min(timeit.repeat(once, number=1, repeat=3))
+        return partial(pocket.predict, x, torch.ones(len(x)), asked)
 
     quick = quick_precision("cpu")
     other = {"bf16": "fp32", "auto": "bf16"}[quick]
-    assert seconds(quick) < 1.5 * seconds(other)
+    ways = [prediction(quick), prediction(other)]
+    with torch.no_grad():
+        turns = [[timeit.timeit(way, number=1) for way in ways] for _ in range(10)]
+    ours, theirs = map(min, zip(*turns, strict=True))
+    assert ours < 1.5 * theirs
 
 
 @pytest.mark.parametrize(("major", "expected"), [(7, torch.float16), (8, torch.bfloat16)])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError, FileError
-from ..mappings import override
+from ..mappings import flat, override
 from ..settings import ErasureConfig
 
 if sys.version_info >= (3, 11):
@@ -60,10 +60,10 @@ def settled(preset: str, asked: Mapping[str, Any]) -> ErasureConfig:
     Raises:
         ConfigError: an unknown setting, or a bad value.
     """
-    training = override(asked, {}).get("training", {})
-    settings = override(load_preset(preset, bool(training.get("robust"))), asked)
+    given = flat(asked)
+    settings = override(load_preset(preset, bool(given.get("training.robust"))), asked)
     config = ErasureConfig.from_mapping(settings)
-    says_steps = training.get("steps") is not None
+    says_steps = given.get("training.steps") is not None
     if says_steps or not config.contexts or len(config.concepts) < 2:
         return config
     return config.override({"training.steps": config.training.steps * len(config.concepts)})
