@@ -4,9 +4,9 @@
 
 Each attack is on four models: the untouched one (the ceiling), one erased as published (the
 official SDXL script's esd-x, as in rivals.py), one erased by our default, and one by a robust run.
-Beside the share of
-pictures that show the concept stands their *coherence*: the share that shows what else their
-prompts name, for an object the style and for a style the object. A ruined model is robust too.
+Beside the share of pictures that show the concept stands their *coherence*: the share that shows
+what else their prompts name, for an object the style and for a style the object. A ruined model is
+robust too.
 
     bare       no attack: efficacy's prompts for the concept with every name of the other kind
     words      efficacy's other wordings; coherence is of those few that name something else

@@ -5,12 +5,13 @@ name alone.
     python -m benchmarks.efficacy OUT.json [--model MODEL] [--seeds N] [--only NAME] [--struck]
         [--robust] [--weights FOLDER]
 
-Prompts and seeds are in no other file, and no setting was chosen on them. Erasures are trained in
-float32; pictures are drawn, before and after, in bfloat16 on a CPU that computes it, which takes
-half the time and reads alike. OUT.json keeps every run that is done, so that an interrupted table
-goes on. With --struck no word of pocket's world is in the lists that contexts draw from. With
---robust an adversary takes part in the runs. With --weights the model is one of the same kind that
-`python -m esd_core.pocket.build` made from another seed; the oracle is the shipped one's.
+Prompts and seeds are in no other file, and no setting was chosen on them, but for the learning rate
+and the steps of robust runs. Erasures are trained in float32; pictures are drawn, before and after,
+in bfloat16 on a CPU that computes it, which takes half the time and reads alike. OUT.json keeps
+every run that is done, so that an interrupted table goes on. With --struck no word of pocket's
+world is in the lists that contexts draw from. With --robust an adversary takes part in the runs.
+With --weights the model is one of the same kind that `python -m esd_core.pocket.build` made from
+another seed; the oracle is the shipped one's.
 """
 
 from __future__ import annotations
