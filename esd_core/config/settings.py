@@ -34,6 +34,7 @@ from .rules import Settings, Text, encodable, named_fields
 
 Method = Literal["esd-x", "esd-x-strict", "esd-u", "esd-all", "selfattn"]
 METHODS: tuple[str, ...] = get_args(Method)
+CROSS_ATTENTION = ("esd-x", "esd-x-strict")
 FileDtype = Literal["fp16", "bf16", "fp32"]
 DEFAULT_PROBE_EVERY = 10
 AUTO = "auto"
@@ -237,6 +238,11 @@ class ErasureConfig(Settings):
             raise ConfigError(
                 "`training.batch_size` must be at least 2 while prompts are preserved, not 1: "
                 "raise it, or set `preserve_weight` to 0"
+            )
+        if self.training.robust and self.method in CROSS_ATTENTION:
+            raise ConfigError(
+                f"`training.robust` is not for `method` {self.method}: cross-attention alone does "
+                "not hold what an adversary finds; set `method` to esd-all"
             )
         if self.training.max_drift and not self.preserved:
             raise ConfigError("`training.max_drift` watches preserved prompts: there are none")

@@ -61,8 +61,15 @@ def test_a_robust_run_has_settings_of_its_own_where_a_preset_has_some() -> None:
     assert robust.training.learning_rate == plain.training.learning_rate == 2e-3
     two = settled("pocket", {**asked, "concepts": ["Seurat", "house"]})
     assert two.training.steps == 2 * robust.training.steps
+    asked["method"] = "esd-u"
     without = settled("sdxl", {**asked, "training.robust": False})
     assert settled("sdxl", asked) == without.override({"training.robust": True})
+
+
+@pytest.mark.parametrize("method", ["esd-x", "esd-x-strict"])
+def test_a_robust_run_of_cross_attention_alone_is_refused(method: str) -> None:
+    with pytest.raises(ConfigError, match="set `method` to esd-all"):
+        settled("pocket", {"concepts": ["a"], "training.robust": True, "method": method})
 
 
 @pytest.mark.parametrize("name", [name for name in names() if name not in EMBEDDED])

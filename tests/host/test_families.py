@@ -216,7 +216,8 @@ def test_a_cancelled_run_goes_on_to_the_same_bits(server, family):
     def trained(**listening):
         graph = Graph(server)
         model, clip = model_of(graph, family)
-        given = {"steps": 5, "seed": 5, "filename_prefix": f"esd/resumed-{family}"}
+        given = {"steps": 5, "seed": 5, "method": "esd-all"}
+        given["filename_prefix"] = f"esd/resumed-{family}"
         graph.train(model, clip, {**BARE, "robust": True}, **given)
         return graph.run(**listening)
 

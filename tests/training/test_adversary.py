@@ -73,7 +73,12 @@ def test_a_move_does_not_depend_on_parts(denoiser, bank, batch):
     assert not whole.move.equal(Adversary(bank, 0).move)
 
 
-ROBUST = {"training.robust": True, "training.steps": 6, "contexts": ["auto"]}
+ROBUST = {
+    "training.robust": True,
+    "training.steps": 6,
+    "contexts": ["auto"],
+    "method": "esd-all",
+}
 
 
 def test_a_robust_run_goes_on_to_the_bit(denoiser, settings, recorder, tmp_path):

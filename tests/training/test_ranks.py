@@ -20,7 +20,7 @@ AUTO = {"contexts": ["auto"], "trajectory.count": 3, "training.batch_size": 3}
 RUNS = {
     "plain": ({}, False, 2),
     "contexts, and a rank without a share": (AUTO, False, 4),
-    "beside an adversary": ({**AUTO, "training.robust": True}, False, 2),
+    "beside an adversary": ({**AUTO, "training.robust": True, "method": "selfattn"}, False, 2),
     "on policy, and sharded": ({"trajectory.source": "student", "training.steps": 4}, True, 2),
 }
 
